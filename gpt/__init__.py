@@ -1,0 +1,3 @@
+"""GPT-2, worked out."""
+from gpt.config import GPTConfig
+from gpt.model import GPT

@@ -1,0 +1,116 @@
+"""What happens to a token between two rounds of attention?
+
+A block reads the residual stream twice and adds to it twice: attention moves information between tokens, the
+feed-forward network works on each token by itself. A norm before each keeps the scale of what they read, and the
+additions keep a straight path for gradients. DEEP_THEORY_GUIDE.md, Part 4.
+
+Norms and GELU stand here as equations, and as modules that call PyTorch's fused kernel of the same equation;
+tests hold the two equal.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt.attention import CausalSelfAttention, Dropout, KVCache
+from gpt.config import GPTConfig
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Centre and rescale each token's vector: (x - mean) / sqrt(variance + eps) * weight + bias.
+
+    The variance is the biased one (divide by n, not n - 1), with eps inside the root (Ba et al. 2016; the
+    released GPT-2). At n = 4 the unbiased one would be a third larger.
+    """
+    mean = x.mean(dim=-1, keepdim=True)
+    variance = (x - mean).square().mean(dim=-1, keepdim=True)
+    normalized = (x - mean) / torch.sqrt(variance + eps) * weight
+    return normalized if bias is None else normalized + bias
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
+    """What is left of LayerNorm without the centring: x / sqrt(mean(x^2) + eps) * weight (Zhang & Sennrich 2019)."""
+    return x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight
+
+
+def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
+    """x times the chance that a standard normal falls below x (Hendrycks & Gimpel 2016).
+
+    "tanh" is GPT-2's approximation, "none" the exact x Phi(x). They differ by up to 4.7e-4 (guide, Part 4): enough
+    to matter for weights that were trained with one and are run with the other.
+    """
+    if approximate == "none":
+        return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    raise ValueError(f'approximate must be "tanh" or "none", got {approximate!r}')
+
+
+class LayerNorm(nn.Module):
+    """`layer_norm` with a learned gain and, unless bias=False, a learned shift. [..., d_model] -> the same."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.bias = nn.Parameter(torch.zeros(d_model)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """`rms_norm` with a learned gain. GPT-2 does not use it; its successors do. [..., d_model] -> the same."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(d_model))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class GELU(nn.Module):
+    """`gelu` as a layer; the default is GPT-2's tanh form."""
+
+    def __init__(self, approximate: str = "tanh") -> None:
+        super().__init__()
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x, approximate=self.approximate)
+
+
+class FeedForward(nn.Module):
+    """Each token by itself: out to d_ff = 4 d_model, GELU, and back. [..., d_model] -> the same."""
+
+    def __init__(self, d_model: int, bias: bool = True) -> None:
+        super().__init__()
+        self.expand = nn.Linear(d_model, 4 * d_model, bias)
+        self.activation = GELU()
+        self.project = nn.Linear(4 * d_model, d_model, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(self.activation(self.expand(x)))
+
+
+class Block(nn.Module):
+    """One pre-norm block: x + Attention(Norm(x)), then x + FeedForward(Norm(x)). [batch, T, d_model] -> the same."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        d_model, bias = config.n_embd, config.bias
+        self.attention_norm = LayerNorm(d_model, bias=bias)
+        self.attention = CausalSelfAttention(d_model, config.n_head, config.context_size, config.dropout, bias)
+        self.feed_forward_norm = LayerNorm(d_model, bias=bias)
+        self.feed_forward = FeedForward(d_model, bias)
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))

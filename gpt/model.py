@@ -1,0 +1,121 @@
+"""The whole of GPT-2: from token ids to the logits of the next token.
+
+    ids -> token + position embedding -> N blocks -> final norm -> logits against the embedding table
+
+Radford et al. 2019, section 2.3. DEEP_THEORY_GUIDE.md, Part 5 counts its parameters and lists where the paper,
+the released code and this module differ.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt.attention import Dropout, KVCache
+from gpt.block import Block, LayerNorm
+from gpt.config import GPTConfig
+from gpt.positions import LearnedPositionalEncoding
+
+IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
+
+
+class GPT(nn.Module):
+    """GPT-2. `model(tokens)` gives (logits, None), `model(tokens, targets)` gives (logits, loss)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd, sparse=True)
+        self.position_embedding = LearnedPositionalEncoding(config.n_embd, config.context_size)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = LayerNorm(config.n_embd, bias=config.bias)
+        self.apply(self._initialize)
+
+    def _initialize(self, module: nn.Module) -> None:
+        """N(0, 0.02), biases 0. The 2N layers that write to the residual stream get 1/sqrt(2N) of that, so that
+        the stream's variance does not grow with depth (Radford et al. 2019, section 2.3; guide, Part 4)."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, Block):
+            for writer in (module.attention.projection, module.feed_forward.project):
+                nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """tokens [batch, T] of ids -> logits [batch, T, V], and the loss if targets [batch, T] are given.
+
+        The loss is the mean cross-entropy, in nats per token, over the targets that are not IGNORED (-100).
+        With a cache (`new_cache`), tokens are those that follow what the cache already holds.
+        Raises TypeError for ids that are not integers, ValueError for ids outside 0..V-1, for targets of another
+        shape, and for more than context_size tokens.
+        """
+        logits = self.head(self.hidden(tokens, cache))
+        if targets is None:
+            return logits, None
+        if targets.shape != tokens.shape:
+            raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
+        self._check_ids("targets", targets.masked_fill(targets == IGNORED, 0))
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
+        """The residual stream after the last block and the final norm, [batch, T, d_model]."""
+        if tokens.dim() != 2 or not tokens.numel():
+            raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
+        self._check_ids("tokens", tokens)
+        start = cache[0].length if cache else 0
+        if start + tokens.shape[1] > self.config.context_size:
+            raise ValueError(
+                f"tokens must be at most context_size={self.config.context_size} long, got {start + tokens.shape[1]}"
+            )
+        x = self.dropout(self.position_embedding(self.token_embedding(tokens), start))
+        for i, block in enumerate(self.blocks):
+            x = block(x, cache[i] if cache else None)
+        return self.final_norm(x)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V]: how well the stream matches each token's embedding. There is no second matrix: the head
+        is tied to the embedding because it is the same tensor (Press & Wolf 2017)."""
+        return F.linear(hidden, self.token_embedding.weight)
+
+    def _check_ids(self, name: str, ids: Tensor) -> None:
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"{name} must be integer token ids, got {ids.dtype}")
+        low, high = ids.aminmax()
+        if low < 0 or high >= self.config.vocab_size:
+            raise ValueError(f"{name} must be ids in 0..{self.config.vocab_size - 1}, got {low.item()}..{high.item()}")
+
+    def new_cache(self, batch: int) -> list[KVCache]:
+        """An empty key-value cache for `batch` sequences: one per block."""
+        c, like = self.config, self.token_embedding.weight
+        return [KVCache(batch, c.n_head, c.context_size, c.d_head, like) for _ in self.blocks]
+
+    def num_parameters(self) -> int:
+        """How many numbers are learned; the tied table is counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def generate(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, **options) -> Tensor:
+        """Continue tokens [batch, T] by max_new_tokens: see `gpt.generation.generate` for all options."""
+        from gpt.generation import generate
+
+        return generate(self, tokens, max_new_tokens, temperature, **options)
+
+    @classmethod
+    def from_pretrained(cls, name: str) -> GPT:
+        """A released model, the bundled one or a local folder: see `gpt.support.pretrained.load_pretrained`."""
+        from gpt.support.pretrained import load_pretrained
+
+        return load_pretrained(name)
+
+    def save_pretrained(self, folder: str) -> None:
+        """Write config.json and model.safetensors in the released layout, which transformers loads too."""
+        from gpt.support.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
