@@ -69,9 +69,7 @@ def linear_backward(d_output: Array, cache: dict) -> dict:
     return gradients
 
 
-def layer_norm_forward(
-    x: Array, weight: Array, bias: Array | None = None, eps: float = 1e-5
-) -> tuple[Array, dict]:
+def layer_norm_forward(x: Array, weight: Array, bias: Array | None = None, eps: float = 1e-5) -> tuple[Array, dict]:
     """n = (x - mean) / sqrt(variance + eps);  y = weight * n + bias.
 
     Mean and variance are taken over the last axis; the variance divides by d, not d - 1 (biased).

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt.attention import CausalSelfAttention, Dropout, KVCache
+from gpt.attention import CausalSelfAttention, Dropout, KVCache, Linear
 from gpt.config import GPTConfig
 
 
@@ -91,9 +91,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, d_model: int, bias: bool = True) -> None:
         super().__init__()
-        self.expand = nn.Linear(d_model, 4 * d_model, bias)
+        self.expand = Linear(d_model, 4 * d_model, bias)
         self.activation = GELU()
-        self.project = nn.Linear(4 * d_model, d_model, bias)
+        self.project = Linear(4 * d_model, d_model, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(self.activation(self.expand(x)))

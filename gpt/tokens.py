@@ -7,8 +7,8 @@ A language model predicts the next token: a number from a fixed vocabulary. Two 
   written, then join the most frequent neighbouring pair into a new token, again and again (Gage 1994;
   Sennrich et al. 2016; Radford et al. 2019, section 2.2). Frequent words become one token, rare ones a few.
 
-Training and a plain reference encoder are written out here; everyday encoding runs on tiktoken's engine, which
-gives the same ids, faster. DEEP_THEORY_GUIDE.md, Part 1.
+Training and a plain reference encoder are written out here; everyday encoding runs on tiktoken's engine,
+which gives the same ids, faster. DEEP_THEORY_GUIDE.md, Part 1.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Pair = tuple[bytes, bytes]
 END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2 never merges across the borders of these pre-tokens (released code, encoder.py). In order of preference:
-# an English contraction; a word, a number or a run of other signs, each with at most one space before it; white
-# space, of which the last space is left to the word that follows. Contractions are lower-case only, an oversight
-# that was kept.
+# an English contraction; a word, a number or a run of other signs, each with at most one space before it;
+# white space, of which the last space is left to the word that follows. Contractions are lower-case only, an
+# oversight that was kept.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
@@ -66,7 +66,7 @@ class CharTokenizer(_Saved):
 
     def __init__(self, characters: Sequence[str]) -> None:
         if not characters or len(set(characters)) != len(characters) or any(len(c) != 1 for c in characters):
-            raise ValueError(f"characters must be one or more different single characters, got {characters!r}")
+            raise ValueError(f"characters must be different single characters, got {characters!r}")
         self.itos = dict(enumerate(characters))
         self.stoi = {character: i for i, character in self.itos.items()}
         self.vocab_size = len(self.itos)
@@ -138,7 +138,7 @@ def apply_merges(word: bytes, ranks: Mapping[Pair, int]) -> list[bytes]:
 def count_words(
     texts: Iterable[str], special_tokens: Collection[str] = (), pattern: str = GPT2_PATTERN
 ) -> Counter[bytes]:
-    """How often each pre-token occurs, as UTF-8 bytes. Special tokens separate texts and are not counted."""
+    """How often each pre-token occurs, as UTF-8 bytes. Special tokens only separate."""
     counts: Counter[str] = Counter()
     for text in texts:
         _check_text(text)
@@ -209,6 +209,7 @@ class BPETokenizer(_Saved):
         pattern: str = GPT2_PATTERN,
     ) -> None:
         self.merges = [(left, right) for left, right in merges]
+        pretokenize("", pattern)  # refuses a broken pattern
         self.pattern = pattern
         self._ranks = _rank_merges(self.merges)
         ordinary = [bytes([byte]) for byte in range(256)] + [left + right for left, right in self.merges]
@@ -246,17 +247,12 @@ class BPETokenizer(_Saved):
         return cls(merges, special_tokens=special_tokens, pattern=pattern)
 
     @classmethod
-    def from_gpt2_files(
-        cls,
-        encoder_json: str | Path,
-        vocab_bpe: str | Path,
-        special_tokens: Collection[str] = (END_OF_TEXT,),
-    ) -> BPETokenizer:
-        """Read the files of the released GPT-2: `encoder.json` (token -> id), `vocab.bpe` (merges in order)."""
+    def from_gpt2_files(cls, encoder_json: str | Path, vocab_bpe: str | Path) -> BPETokenizer:
+        """Read the released GPT-2's files: `encoder.json` (token -> id) and `vocab.bpe` (merges in order)."""
         lines = Path(vocab_bpe).read_text(encoding="utf-8").split("\n")
         data = {
             "pattern": GPT2_PATTERN,
-            "special_tokens": special_tokens,
+            "special_tokens": [END_OF_TEXT],
             "merges": [line for line in lines if line and not line.startswith("#version")],
             "vocabulary": _read_json(encoder_json),
         }
@@ -335,9 +331,7 @@ class BPETokenizer(_Saved):
         if self._id_of_rank[256:] != sorted(self._id_of_rank[256:]):
             raise ValueError("tiktoken merges in the order of the ids, and these ids do not follow the merges")
         ids = {self._token_of[i]: i for i in self._id_of_rank}
-        return tiktoken.Encoding(
-            name, pat_str=self.pattern, mergeable_ranks=ids, special_tokens=self.special_tokens
-        )
+        return tiktoken.Encoding(name, pat_str=self.pattern, mergeable_ranks=ids, special_tokens=self.special_tokens)
 
     def _cut_at_special(self, text: str, allowed: str | Collection[str]) -> Iterator[tuple[str, str]]:
         """Pairs (ordinary text, the special token after it); the last one has an empty special token."""
@@ -391,10 +385,10 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
 def load_tokenizer(path: str | Path) -> CharTokenizer | BPETokenizer:
     """Read what `save` of either tokenizer wrote. A damaged or foreign file is a ValueError."""
     data = _read_json(path)
-    kinds = {"char": CharTokenizer, "bpe": BPETokenizer}
-    if data.get("type") not in kinds:
-        raise ValueError(f'{path} is no tokenizer: its "type" is {data.get("type")!r}, not one of {list(kinds)}')
-    return _build(kinds[data["type"]], data, path)
+    kind = {"char": CharTokenizer, "bpe": BPETokenizer}.get(str(data.get("type")))
+    if kind is None:
+        raise ValueError(f'{path} is no tokenizer: its "type" must be "char" or "bpe", got {data.get("type")!r}')
+    return _build(kind, data, path)
 
 
 def text_to_ids(text: str, tokenizer: Any) -> Tensor:
@@ -502,6 +496,8 @@ def _rank_merges(merges: Sequence[Pair]) -> dict[Pair, int]:
     """
     ranks: dict[Pair, int] = {}
     for rank, (left, right) in enumerate(merges):
+        if not (isinstance(left, bytes) and isinstance(right, bytes)):
+            raise TypeError(f"merges[{rank}] must be two bytes objects, got {(left, right)}")
         if (parts := apply_merges(left + right, ranks)) != [left, right]:
             raise ValueError(f"merges[{rank}] = {(left, right)} never happens: those before it give {parts}")
         ranks[left, right] = rank

@@ -1,0 +1,243 @@
+"""How does a training run survive being stopped at any moment?
+
+A checkpoint is a folder `step-00001000` with three files:
+
+    model.safetensors  the weights, under the model's own names
+    state.pt           the config, the step, the random number generators, and what the training loop gives:
+                       optimizer, schedule, position in the data, ...
+    SHA256SUMS         the checksums of the other two (`sha256sum -c SHA256SUMS` checks them by hand)
+
+It is written under a hidden name, forced to the disk (fsync) and only then renamed. A rename happens whole or not
+at all, so a folder with the final name is complete. Nothing is unpickled that could run code: the weights are
+safetensors, and state.pt is read with `weights_only=True`. DEEP_THEORY_GUIDE.md, Part 7.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "SHA256SUMS"
+
+# `.replaced` marks the old folder while a step that exists already is saved again: complete, but second choice.
+STEP_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
+
+
+def save_checkpoint(folder: str | Path, model: nn.Module, state: dict[str, Any], step: int, keep: int = 2) -> Path:
+    """Write `folder/step-<step>` and return its path; then delete the oldest steps before it, so that `keep` remain.
+
+    model: a GPT (its `config` is saved too). state: tensors, numbers, strings, and lists, tuples and dicts of these.
+    A later step that stands in the folder is never deleted. One process at a time may write to a folder.
+    Raises ValueError or TypeError for bad arguments, OSError if the disk is full or read-only. After any error or
+    kill, the checkpoints from before can still be loaded; the next save clears away what a kill left.
+    """
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"step must be an integer of at least 0, got {step!r}")
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise ValueError(f"keep must be an integer of at least 1, got {keep!r}")
+    if not isinstance(state, dict):
+        raise TypeError(f"state must be a dict, got {type(state).__name__}")
+    folder = Path(folder)
+    target = folder / f"step-{step:08d}"
+    content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": state}
+    with _temporary_beside(target) as temporary:
+        _tidy(folder)
+        temporary.mkdir()
+        _write_files(temporary, model.state_dict(), content, target)
+        _move_into_place(temporary, target)
+    up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
+    for path in up_to_this[:-keep]:
+        _discard(path)
+    return target
+
+
+def load_checkpoint(folder: str | Path, model: nn.Module) -> dict[str, Any]:
+    """Restore `model` in place and the random number generators; return the saved `state` with its "step".
+
+    folder: the folder of a run, whose newest step is taken, or one step's folder. Tensors come back on the CPU.
+    Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config (naming the
+    fields that differ) or a file in it is damaged. After an error, nothing has changed.
+    """
+    folder = Path(folder)
+    if not (folder / CHECKSUMS).exists():
+        newest = latest_checkpoint(folder)
+        if newest is None:
+            raise FileNotFoundError(f"no checkpoint in {folder}: it holds no complete step-... folder")
+        folder = newest
+    _verify_checksums(folder)
+    content = _read_state(folder / STATE)
+    _check_same_config(content["config"], asdict(model.config), folder)
+    weights = load_file(folder / WEIGHTS)
+    _check_same_shapes(weights, model.state_dict(), folder / WEIGHTS)
+    model.load_state_dict(weights)
+    set_rng_state(content["rng"])
+    return {**content["state"], "step": content["step"]}
+
+
+def latest_checkpoint(folder: str | Path) -> Path | None:
+    """The complete checkpoint with the highest step in `folder`, or None."""
+    steps = _complete_steps(Path(folder))
+    return steps[-1][2] if steps else None
+
+
+def rng_state() -> dict[str, Any]:
+    """The states of PyTorch's random number generators, on the CPU and on every CUDA device."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Restore what `rng_state` gave. A GPU that this machine lacks is passed over."""
+    torch.set_rng_state(state["cpu"])
+    for device in range(min(len(state["cuda"]), torch.cuda.device_count())):
+        torch.cuda.set_rng_state(state["cuda"][device], device)
+
+
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path to write to. It becomes `path` if the block succeeds, and vanishes if it raises.
+
+    So `path` holds the old content or the new, never a part of it. Creates the folder if it is missing.
+    Raises OSError, naming `path`, if the disk is full or read-only.
+    """
+    path = Path(path)
+    with _temporary_beside(path) as temporary:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+
+
+@contextmanager
+def _temporary_beside(target: Path) -> Iterator[Path]:
+    """A hidden name in the folder of `target`, removed at the end if it still exists."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+    except OSError as error:
+        # The system's errors have a number; those from a write or an fsync do not know their file.
+        if error.errno is None or not str(error.filename or temporary).startswith(str(temporary)):
+            raise
+        raise OSError(error.errno, f"could not write ({error.strerror})", str(target)) from error
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, Any], target: Path) -> None:
+    try:
+        save_file(weights, folder / WEIGHTS)
+        torch.save(content, folder / STATE)
+    except (SafetensorError, RuntimeError) as error:  # neither library passes on the system's own OSError
+        raise OSError(f"could not write {target} (is the disk full?): {error}") from error
+    _read_state(folder / STATE, mmap=True)  # a state that does not load must not become a checkpoint
+    sums = [f"{_sha256(folder / name)}  {name}\n" for name in (WEIGHTS, STATE)]
+    (folder / CHECKSUMS).write_text("".join(sums), encoding="ascii")
+    for path in (folder / WEIGHTS, folder / STATE, folder / CHECKSUMS, folder):
+        _flush(path)
+
+
+def _read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """Read without running code that the file may hold. With mmap, the values of tensors stay on the disk."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"state may hold only tensors, numbers, strings, and lists, tuples and dicts of these; {path} holds more"
+        ) from error
+
+
+def _move_into_place(temporary: Path, target: Path) -> None:
+    """Rename a finished folder. A folder cannot replace another in one move, so an old one steps aside first,
+    under a name where `latest_checkpoint` still finds it."""
+    replaced = target.with_name(f"{target.name}.replaced")
+    try:
+        if target.exists():
+            os.rename(target, replaced)
+        os.rename(temporary, target)
+        _flush(target.parent)
+    finally:
+        _settle(replaced)
+
+
+def _settle(replaced: Path) -> None:
+    """End a replacement: drop the old folder if the new one is in its place, else put the old one back."""
+    target = replaced.with_suffix("")
+    if replaced.exists() and target.exists():
+        _discard(replaced)
+    elif replaced.exists():
+        os.rename(replaced, target)
+
+
+def _tidy(folder: Path) -> None:
+    """Clear away what a killed save left behind."""
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
+    for path in folder.glob("step-*.replaced"):
+        _settle(path)
+
+
+def _discard(path: Path) -> None:
+    """Delete a checkpoint. It loses its name first: half-deleted, it must not pass for a complete one."""
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    os.rename(path, hidden)
+    shutil.rmtree(hidden)
+
+
+def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:
+    """The checkpoints in `folder`, oldest first, each as (step, whether it is the step's first choice, path)."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    matches = [(STEP_NAME.fullmatch(path.name), path) for path in paths]
+    return sorted((int(match[1]), match[2] is None, path) for match, path in matches if match)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify_checksums(folder: Path) -> None:
+    expected = (folder / CHECKSUMS).read_text(encoding="ascii", errors="replace").splitlines()
+    for name in (WEIGHTS, STATE):
+        if f"{_sha256(folder / name)}  {name}" not in expected:
+            raise ValueError(f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}")
+
+
+def _check_same_config(saved: dict[str, Any], own: dict[str, Any], folder: Path) -> None:
+    different = [name for name in {**saved, **own} if saved.get(name) != own.get(name)]
+    if different:
+        listed = "; ".join(f"{name} is {saved.get(name)} there, {own.get(name)} in the model" for name in different)
+        raise ValueError(f"{folder} is a checkpoint of another config: {listed}")
+
+
+def _check_same_shapes(saved: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+    for name in {**saved, **own}:
+        there, here = (list(t[name].shape) if name in t else "missing" for t in (saved, own))
+        if there != here:
+            raise ValueError(f"{path} does not fit the model: {name} is {there} there, {here} in the model")

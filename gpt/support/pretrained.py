@@ -1,0 +1,298 @@
+"""How do GPT-2's released weights come into our model, and ours out to others?
+
+A model is a folder: `config.json` (its sizes) and `model.safetensors` (its tensors, never pickled: a pickle can run
+code). The released files say `h.0.attn.c_attn.weight` where we say `blocks.0.attention.qkv.weight`; `MODULES` below
+is the one table between the two. DEEP_THEORY_GUIDE.md, Part 5.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tiktoken
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gpt.config import GPTConfig
+from gpt.model import GPT
+from gpt.support.checkpoint import atomic_file
+from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
+
+RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # at huggingface.co/openai-community
+BUNDLED = {"tinyshakespeare": Path(__file__).parent / "tinyshakespeare"}
+
+# The released code calls its linear layers Conv1D and stores their weights [in, out]. torch.nn.Linear has [out, in].
+AS_IS, TRANSPOSED = False, True
+MODULES = (
+    # released            ours                               the file holds its weight
+    ("wte",               "token_embedding",                 AS_IS),
+    ("wpe",               "position_embedding",              AS_IS),
+    ("h.{i}.ln_1",        "blocks.{i}.attention_norm",       AS_IS),
+    ("h.{i}.attn.c_attn", "blocks.{i}.attention.qkv",        TRANSPOSED),
+    ("h.{i}.attn.c_proj", "blocks.{i}.attention.projection", TRANSPOSED),
+    ("h.{i}.ln_2",        "blocks.{i}.feed_forward_norm",    AS_IS),
+    ("h.{i}.mlp.c_fc",    "blocks.{i}.feed_forward.expand",  TRANSPOSED),
+    ("h.{i}.mlp.c_proj",  "blocks.{i}.feed_forward.project", TRANSPOSED),
+    ("ln_f",              "final_norm",                      AS_IS),
+)  # fmt: skip
+PREFIX, HEAD = "transformer.", "lm_head.weight"  # Files of the whole language model have the prefix, others not.
+MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # Older files hold each layer's causal mask. It is no weight.
+
+# Anything else, whole numbers say, would be a quantised model, whose scales we do not know.
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+# What our model can be, in the words of config.json. The first value is written, and stands for a missing field.
+ALLOWED: dict[str, tuple] = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form
+    "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+# In the order of GPTConfig's fields.
+SIZES = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+END_OF_TEXT_ID = 50256
+
+
+class Stored(NamedTuple):
+    """One tensor of a released file: our name for it, whether it is our tensor transposed, its shape in the file."""
+
+    ours: str
+    transposed: bool
+    shape: list[int]
+
+
+def load_pretrained(name: str | Path) -> GPT:
+    """A model with its weights, in eval mode (no dropout), as transformers does it; `model.train()` for training.
+
+    name is "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (a download of 0.5 to 6 GB, kept by huggingface_hub),
+    "tinyshakespeare" (bundled), or a folder that `save_pretrained` or transformers wrote. A name comes before a
+    folder of that name: write "./gpt2" for the folder. Half-precision files load as float32.
+    Raises ValueError for an unknown name, a damaged file and for whatever our GPT-2 is not; OSError without a network.
+    """
+    if name in RELEASED:
+        return _load(_download(name, "config.json"), [_download(name, "model.safetensors")])
+    folder = _folder(name)
+    return _load(folder / "config.json", _weight_files(folder))
+
+
+def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer | tiktoken.Encoding:
+    """The tokenizer that the model of this name was trained with.
+
+    Raises ValueError for an unknown name or a folder without one; OSError if GPT-2's vocabulary cannot be downloaded.
+    """
+    if name in RELEASED:
+        return gpt2_tokenizer()
+    path = _folder(name) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no tokenizer.json; a model with GPT-2's vocabulary has gpt2_tokenizer()")
+    return load_tokenizer(path)
+
+
+def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | BPETokenizer | None = None) -> None:
+    """Write config.json, model.safetensors and, if given, tokenizer.json, in the layout that transformers loads too.
+
+    All files are written in full beside the old ones before the first takes its place: a full disk or a crash
+    leaves the old model. transformers has no GPT-2 without biases, so such a model is saved with biases of zero and
+    "bias": false in config.json. Raises ValueError if the tokenizer has more tokens than the model, OSError naming
+    the folder if it cannot be written.
+    """
+    if tokenizer is not None and not isinstance(tokenizer, CharTokenizer | BPETokenizer):
+        raise TypeError(f"tokenizer must be a CharTokenizer or a BPETokenizer, got {type(tokenizer).__name__}")
+    if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"tokenizer must have at most vocab_size={model.config.vocab_size} tokens, got {tokenizer.vocab_size}"
+        )
+    config = json.dumps(_to_json(model.config), indent=2) + "\n"
+    writers = {
+        "config.json": lambda path: path.write_text(config),
+        "model.safetensors": lambda path: save_file(_to_released(model), path, metadata={"format": "pt"}),
+    }
+    if tokenizer is not None:
+        writers["tokenizer.json"] = tokenizer.save
+    try:
+        with ExitStack() as files:  # The files take their places when the stack is left.
+            for name, write in writers.items():
+                write(files.enter_context(atomic_file(Path(folder) / name)))
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"the model could not be saved in {folder}: {error}") from error
+
+
+# --- where the files are
+
+
+def _folder(name: str | Path) -> Path:
+    if not isinstance(name, str | Path):
+        raise TypeError(f"name must be a str or a Path, got {name!r}")
+    folder = BUNDLED.get(name, Path(name))
+    if not folder.is_dir():
+        names = ", ".join(f'"{n}"' for n in (*RELEASED, *BUNDLED))
+        raise ValueError(f'name must be {names} or a folder with config.json and model.safetensors, got "{name}"')
+    return folder
+
+
+def _download(name: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download  # Here: it takes a third of a second, and only four names need it.
+
+    try:
+        return Path(hf_hub_download(f"openai-community/{name}", file))
+    except Exception as error:  # A dozen classes of several libraries; not all are OSErrors.
+        raise OSError(
+            f'{file} of "{name}" is not at hand and could not be downloaded from huggingface.co. Connect to a network '
+            'once, give the folder of a copy that you have, or take "tinyshakespeare", which needs no download. '
+            f"The cause: {error}"
+        ) from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the parts of it that an index lists."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        parts = _read_json(index).get("weight_map")
+        if not isinstance(parts, dict):
+            raise ValueError(f'{index} is damaged: it has no "weight_map"')
+        return [folder / name for name in sorted({Path(str(part)).name for part in parts.values()})]
+    pickled = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    why = f"; its {pickled[0]} is a pickle, which could run any code when read: convert it first" if pickled else ""
+    raise ValueError(f"{folder} holds no model.safetensors{why}")
+
+
+# --- config.json
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} holds no {path.name}; a model is a folder with config.json, model.safetensors")
+    try:
+        fields = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} is damaged: it holds a JSON {type(fields).__name__}, not an object")
+    return fields
+
+
+def _read_config(path: Path) -> GPTConfig:
+    fields = _read_json(path)
+    fields["n_positions"] = fields.get("n_positions", fields.get("n_ctx"))  # n_ctx: the older name
+    dropouts = {name: fields.get(name, 0.1) for name in DROPOUTS}
+    try:
+        if absent := [name for name in SIZES if fields.get(name) is None]:
+            raise ValueError(f"{_listed(absent)} must be given")
+        if len(set(dropouts.values())) > 1:
+            raise ValueError(f"our model has one dropout, so {_listed(DROPOUTS)} must be equal, got {dropouts}")
+        config = GPTConfig(*(fields[name] for name in SIZES), dropouts["attn_pdrop"], fields.get("bias", True))
+        for name, allowed in (ALLOWED | {"n_inner": (None, config.d_ff)}).items():
+            if fields.get(name, allowed[0]) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {fields[name]!r}")
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not describe a GPT-2 of ours: {error}") from error
+    return config
+
+
+def _to_json(config: GPTConfig) -> dict[str, Any]:
+    end_of_text = END_OF_TEXT_ID if config.vocab_size > END_OF_TEXT_ID else None
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        **{name: allowed[0] for name, allowed in ALLOWED.items()},
+        **dict(zip(SIZES, astuple(config), strict=False)),
+        "n_inner": None,
+        **dict.fromkeys(DROPOUTS, config.dropout),
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "bias": config.bias,  # ours: transformers keeps it and does not use it
+    }
+
+
+# --- tensors
+
+
+def _layout(config: GPTConfig) -> dict[str, Stored]:
+    """Every tensor of a released file of these sizes, by its released name. All have biases."""
+    with torch.device("meta"):  # shapes without memory
+        ours = GPT(replace(config, bias=True)).state_dict()
+    layout = {}
+    for released, module, transposed in MODULES:
+        for i in range(config.n_layer if "{i}" in module else 1):
+            for kind in ("weight", "bias"):
+                name = f"{module}.{kind}".format(i=i)
+                if name in ours:  # the embeddings have no bias
+                    shape = list(ours[name].t().shape if transposed else ours[name].shape)
+                    layout[f"{released}.{kind}".format(i=i)] = Stored(name, transposed, shape)
+    return layout
+
+
+def _to_released(model: GPT) -> dict[str, Tensor]:
+    state, tensors = model.state_dict(), {}
+    for name, stored in _layout(model.config).items():
+        zeros = model.token_embedding.weight.new_zeros  # for the biases of a model without
+        tensor = state[stored.ours] if stored.ours in state else zeros(stored.shape)
+        tensors[PREFIX + name] = (tensor.t() if stored.transposed else tensor).contiguous()
+    return tensors
+
+
+def _load(config_file: Path, files: list[Path]) -> GPT:
+    config = _read_config(config_file)
+    with torch.device("meta"):  # No memory and no random numbers for weights that are replaced at once.
+        model = GPT(config)
+    model.load_state_dict(_from_released(files, config), assign=True)
+    return model.eval()
+
+
+def _from_released(files: list[Path], config: GPTConfig) -> dict[str, Tensor]:
+    """Our state dict. Each tensor is checked and copied on its own, so that no second model fills the memory."""
+    missing, state, head = _layout(config), {}, None
+    for file, name, tensor in _tensors(files):
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{file}: {name} must be of {_listed(DTYPES)}, got {tensor.dtype}")
+        if name == HEAD:
+            head = tensor
+            continue
+        if name not in missing:
+            raise ValueError(f"{file}: unexpected tensor {name}: a GPT-2 of {config} does not have it")
+        stored = missing.pop(name)
+        if list(tensor.shape) != stored.shape:
+            raise ValueError(f"{file}: {name} must have the shape {stored.shape}, got {list(tensor.shape)}")
+        if config.bias or not name.endswith(".bias"):
+            tensor = tensor.t() if stored.transposed else tensor
+            # A copy: what safetensors hands out is a window on the file.
+            dtype = torch.promote_types(tensor.dtype, torch.float32)
+            state[stored.ours] = tensor.to(dtype, memory_format=torch.contiguous_format, copy=True)
+        elif tensor.any():
+            raise ValueError(f'{file}: {name} must be zero, as config.json says "bias": false')
+    if missing:
+        raise ValueError(f"{_listed(files)}: missing tensor {_listed(list(missing)[:3])} ({len(missing)} in all)")
+    table = state["token_embedding.weight"]
+    if head is not None and not torch.equal(head.to(table.dtype), table):
+        raise ValueError(f"{_listed(files)}: {HEAD} must equal wte.weight: our head is tied to the embedding")
+    return state
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
+    """(file, released name without prefix, tensor), the masks left out."""
+    for file in files:
+        try:
+            with safe_open(file, "pt") as opened:
+                for full_name in opened.keys():  # noqa: SIM118 (not a dict)
+                    name = full_name.removeprefix(PREFIX)
+                    if not MASK.fullmatch(name):
+                        yield file, name, opened.get_tensor(full_name)
+        except (SafetensorError, FileNotFoundError) as error:
+            raise ValueError(f"{file} is missing, damaged or truncated: {error}") from error
+
+
+def _listed(items: Iterable) -> str:
+    return ", ".join(map(str, items))
