@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,7 +25,6 @@ from tqdm.auto import tqdm
 
 from gpt.model import GPT, IGNORED
 from gpt.support.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from gpt.support.data import as_tensor
 from gpt.support.pretrained import save_pretrained
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,8 +78,8 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, tokens: Tensor, characters: int | None = None, batch_size: int = 32) -> Evaluation:
-    """Score a whole split, tokens [n]: every token but the first is predicted exactly once.
+def evaluate(model: GPT, tokens: Tensor | np.ndarray, characters: int | None = None, batch_size: int = 32) -> Evaluation:
+    """Score a whole split, tokens [n] (a LongTensor or a token file): every token but the first is predicted once.
 
     The windows are context_size long and do not overlap; the last may be shorter. `characters` is how many the
     predicted tokens stand for (default: one each, as for a CharTokenizer). Raises ValueError for fewer than two tokens.
@@ -90,7 +90,7 @@ def evaluate(model: GPT, tokens: Tensor, characters: int | None = None, batch_si
     device, was_training, total = model.token_embedding.weight.device, model.training, 0.0
     model.eval()
     for start in range(0, predicted, batch_size * size):
-        span = as_tensor(tokens[start : start + batch_size * size + 1]).to(device)
+        span = torch.as_tensor(np.asarray(tokens[start : start + batch_size * size + 1], dtype=np.int64)).to(device)
         padding = (0, (1 - len(span)) % size)
         inputs = F.pad(span[:-1], padding).view(-1, size)
         targets = F.pad(span[1:], padding, value=IGNORED).view(-1, size)
@@ -167,6 +167,7 @@ def train(
     validation: Tensor | None = None,
     eval_interval: int = 250,
     folder: str | Path | None = None,
+    tokenizer=None,
     checkpoint_interval: int = 1000,
     resume: bool = False,
     history: History | None = None,
@@ -185,7 +186,8 @@ def train(
                    those that are evaluated, kept as best, and returned
     validation     ids of the held-out split; its whole loss is taken every eval_interval updates and at the end
     folder         keeps `checkpoints/` (every checkpoint_interval updates, at the end, and on Ctrl-C, which ends
-                   training after the update in progress) and `best/` (lowest validation loss, for from_pretrained)
+                   training after the update in progress) and `best/` (lowest validation loss, for from_pretrained,
+                   with the tokenizer if one is given)
     resume         go on from the newest checkpoint in folder, if there is one; on the CPU bit for bit as if the
                    run had never stopped
     history        a `History` to fill
@@ -193,7 +195,7 @@ def train(
     Raises ValueError for a device that is not there, an unknown precision, float16 without a GPU, or n_steps,
     intervals or accumulation below 1.
     """
-    run = _Run(model, dataloader, optimizer, device, precision, average, folder, history or History())
+    run = _Run(model, dataloader, optimizer, device, precision, average, folder, tokenizer, history or History())
     for name, value in [("n_steps", n_steps), ("log_interval", log_interval), ("accumulation", accumulation),
                         ("eval_interval", eval_interval), ("checkpoint_interval", checkpoint_interval)]:  # fmt: skip
         if value < 1:
@@ -233,7 +235,7 @@ def train(
 class _Run:
     """The state of one training run: all that a checkpoint must hold to go on as if nothing had happened."""
 
-    def __init__(self, model, dataloader, optimizer, device, precision, average, folder, history) -> None:
+    def __init__(self, model, dataloader, optimizer, device, precision, average, folder, tokenizer, history) -> None:
         self.device = pick_device(device)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -241,7 +243,7 @@ class _Run:
             raise ValueError("precision float16 needs a GPU; on the CPU use bfloat16 or float32")
         self.model, self.dataloader, self.optimizer = model.to(self.device).train(), dataloader, optimizer
         self.precision, self.history, self.step = precision, history, 0
-        self.folder = None if folder is None else Path(folder)
+        self.folder, self.tokenizer = None if folder is None else Path(folder), tokenizer
         self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
         self.averaged = None
         if average is not None:
@@ -279,7 +281,7 @@ class _Run:
         if loss < self.history.best:
             self.history.best = loss
             if self.folder:
-                save_pretrained(self.best_guess, self.folder / "best", getattr(self.dataloader, "tokenizer", None))
+                save_pretrained(self.best_guess, self.folder / "best", self.tokenizer)
         return loss
 
     def _parts(self) -> dict:

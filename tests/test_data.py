@@ -1,0 +1,387 @@
+"""From a text to batches: gpt/support/data.py."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import os
+import resource
+import struct
+import threading
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+STORY = "Every effort moves you. Die Wörter zählen auch – ¿y éstas?\n" * 4
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty folder where the texts are looked for."""
+    folder = tmp_path / "texts"
+    monkeypatch.setenv("GPT_DATA_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture
+def site(gpt, monkeypatch):
+    """A web server on this machine that gives `site.content` for "the-verdict", whose checksum is that of STORY."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.requests += 1
+            self.send_response(200)
+            self.send_header("Content-Length", str(self.server.claimed_length or len(self.server.content)))
+            self.end_headers()
+            self.wfile.write(self.server.content)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.content, server.claimed_length, server.requests = STORY.encode(), None, 0
+        url = f"http://127.0.0.1:{server.server_port}/story.txt"
+        monkeypatch.setitem(gpt.data.DOWNLOADS, "the-verdict", (url, hashlib.sha256(STORY.encode()).hexdigest()))
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def files_under(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+# Texts
+
+
+def test_the_python_reference_needs_no_download(gpt):
+    from pydoc_data.topics import topics
+
+    text = gpt.data.load_text("python-docs")
+    assert all(topic in text for topic in topics.values())
+    assert len(text) == sum(map(len, topics.values())) + 2 * (len(topics) - 1)  # blank lines between the topics
+    assert text.index(topics["assert"]) < text.index(topics["yield"])
+    assert len(text) > 300_000
+
+
+def test_a_missing_text_is_downloaded_once_and_then_read_from_the_disk(gpt, data_dir, site):
+    assert gpt.data.load_text("the-verdict") == STORY
+    assert gpt.data.fetch("the-verdict") == data_dir / "the-verdict.txt"
+    assert gpt.data.load_text("the-verdict") == STORY
+    assert site.requests == 1
+    assert files_under(data_dir) == [data_dir / "the-verdict.txt"]
+
+
+def test_without_GPT_DATA_DIR_texts_stand_in_the_folder_data(gpt, tmp_path, monkeypatch, site):
+    monkeypatch.delenv("GPT_DATA_DIR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert gpt.data.fetch("the-verdict") == Path("data/the-verdict.txt")
+    assert (tmp_path / "data" / "the-verdict.txt").read_text(encoding="utf-8") == STORY
+
+
+def test_a_download_with_a_wrong_checksum_is_not_kept(gpt, data_dir, site):
+    site.content = STORY.encode()[:-1] + b"?"
+    with pytest.raises(ValueError, match="SHA-256"):
+        gpt.data.fetch("the-verdict")
+    assert not files_under(data_dir)
+
+
+def test_a_download_that_breaks_off_is_a_connection_error(gpt, data_dir, site):
+    site.claimed_length = len(site.content) + 10
+    with pytest.raises(ConnectionError, match="python-docs"):
+        gpt.data.fetch("the-verdict")
+    assert not files_under(data_dir)
+
+
+def test_without_a_network_the_error_says_what_to_do_instead(gpt, data_dir, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise gpt.data.urllib.request.URLError("Name or service not known")
+
+    monkeypatch.setattr(gpt.data.urllib.request, "urlopen", no_network)
+    with pytest.raises(ConnectionError) as error:
+        gpt.data.load_text("tinyshakespeare")
+    for advice in (str(data_dir / "tinyshakespeare.txt"), "GPT_DATA_DIR", "of your own", "python-docs", "not known"):
+        assert advice in str(error.value)
+    assert not data_dir.exists()
+
+
+def test_a_full_disk_is_not_taken_for_a_broken_network(gpt, data_dir, site):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may grow beyond 100 bytes
+    try:
+        with pytest.raises(OSError, match=r"texts/the-verdict\.txt") as error:
+            gpt.data.fetch("the-verdict")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not isinstance(error.value, ConnectionError)
+    assert not files_under(data_dir)
+
+
+def test_a_file_with_a_wrong_checksum_is_refused_and_left_alone(gpt, data_dir):
+    data_dir.mkdir()
+    (data_dir / "tinyshakespeare.txt").write_text("First Citizen: ...")
+    with pytest.raises(ValueError, match=r"tinyshakespeare\.txt"):
+        gpt.data.load_text("tinyshakespeare")
+    assert (data_dir / "tinyshakespeare.txt").read_text() == "First Citizen: ..."
+
+
+def test_any_utf8_file_is_a_text_with_or_without_windows_mark(gpt, tmp_path):
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "own.txt").write_text(STORY, encoding=encoding)
+        assert gpt.data.load_text(tmp_path / "own.txt") == gpt.data.load_text(str(tmp_path / "own.txt")) == STORY
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"caf\xe9"])
+def test_a_file_that_is_empty_or_not_utf8_is_refused_by_name(gpt, tmp_path, content):
+    (tmp_path / "own.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"own\.txt"):
+        gpt.data.load_text(tmp_path / "own.txt")
+
+
+@pytest.mark.parametrize("name", ["shakespeer", "", ".", "To be, or not to be" * 100])
+def test_an_unknown_name_lists_the_known_ones(gpt, name):
+    with pytest.raises(ValueError, match="python-docs, tinyshakespeare, the-verdict"):
+        gpt.data.load_text(name)
+
+
+def test_only_texts_that_have_an_address_can_be_fetched(gpt):
+    with pytest.raises(ValueError, match=r"\['tinyshakespeare', 'the-verdict'\]"):
+        gpt.data.fetch("python-docs")
+
+
+# Training and validation
+
+
+def test_the_last_tenth_of_the_characters_is_held_out(gpt):
+    text = "abcdefghij" * 7 + "klm"  # 73 characters: 65 and 8
+    corpus = gpt.data.Corpus.from_text(text, gpt.CharTokenizer.from_text(text))
+    assert (corpus.train_characters, corpus.validation_characters) == (65, 8)
+    assert corpus.tokenizer.decode(corpus.train.tolist()) == text[:65]
+    assert corpus.tokenizer.decode(corpus.validation.tolist()) == text[65:]
+    assert corpus.train.dtype == corpus.validation.dtype == torch.int64
+
+
+def test_the_cut_counts_characters_not_tokens(gpt):
+    class EveryTwoCharacters:
+        def encode(self, text):
+            return [ord(character) for character in text[::2]]
+
+    corpus = gpt.data.Corpus.from_text("x" * 100, EveryTwoCharacters(), validation_fraction=0.3)
+    assert (corpus.train_characters, corpus.validation_characters) == (70, 30)
+    assert (len(corpus.train), len(corpus.validation)) == (35, 15)
+
+
+def test_tiny_shakespeare_is_cut_as_everyone_cuts_it(gpt):
+    if not (Path(os.environ.get("GPT_DATA_DIR") or "data") / "tinyshakespeare.txt").exists():
+        pytest.skip("Tiny Shakespeare is not at hand: set GPT_DATA_DIR to the folder of tinyshakespeare.txt")
+    text = gpt.data.load_text("tinyshakespeare")
+    corpus = gpt.data.Corpus.from_text(text, gpt.CharTokenizer.from_text(text))
+    assert (len(corpus.train), len(corpus.validation)) == (1_003_854, 111_540)
+    assert corpus.tokenizer.vocab_size == 65
+
+
+@pytest.mark.parametrize("text", ["", "a", "a" * 10])  # ten characters leave one for validation: nothing to predict
+def test_a_text_too_short_to_learn_and_judge_is_refused_with_numbers(gpt, text):
+    with pytest.raises(ValueError, match=f"{len(text)} characters.*at least 2"):
+        gpt.data.Corpus.from_text(text, gpt.CharTokenizer("a"))
+    gpt.data.Corpus.from_text("a" * 20, gpt.CharTokenizer("a"))  # long enough
+
+
+@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
+def test_validation_fraction_lies_between_0_and_1(gpt, fraction):
+    with pytest.raises(ValueError, match="validation_fraction"):
+        gpt.data.Corpus.from_text("abc" * 100, gpt.CharTokenizer("abc"), fraction)
+
+
+def test_characters_that_the_tokenizer_lacks_are_named(gpt):
+    with pytest.raises(ValueError, match="'z'"):
+        gpt.data.Corpus.from_text("abc" * 30 + "z", gpt.CharTokenizer("abc"))
+
+
+# Windows
+
+
+def test_targets_are_the_inputs_one_token_later(gpt):
+    tokens = torch.arange(100, 200)  # consecutive numbers: the next token is one more
+    loader = gpt.data.RandomWindows(tokens, context_size=7, batch_size=5)
+    for _ in range(20):
+        inputs, targets = loader.next_batch()
+        assert inputs.shape == targets.shape == (5, 7)
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert torch.equal(targets, inputs + 1)
+        assert torch.equal(inputs, inputs[:, :1] + torch.arange(7))
+
+
+def test_every_place_is_drawn_equally_often_the_first_and_the_last_too(gpt):
+    n, context_size, draws = 12, 4, 16_000
+    loader = gpt.data.RandomWindows(torch.arange(n), context_size, batch_size=draws, seed=1)
+    inputs, targets = loader.next_batch()
+    counts = Counter(inputs[:, 0].tolist())
+    assert sorted(counts) == list(range(n - context_size))
+    assert targets.max() == n - 1
+    # Binomial: mean 2000, sigma 42. Worst of 8 places measured: 1.9 sigma. Bound: 5 sigma.
+    p = 1 / (n - context_size)
+    assert max(abs(count - draws * p) for count in counts.values()) < 5 * (draws * p * (1 - p)) ** 0.5
+
+
+def test_a_corpus_of_exactly_one_window_is_enough_and_one_token_less_is_not(gpt):
+    inputs, targets = gpt.data.RandomWindows(torch.arange(9), context_size=8, batch_size=2).next_batch()
+    assert torch.equal(inputs, torch.arange(8).repeat(2, 1))
+    assert torch.equal(targets, torch.arange(1, 9).repeat(2, 1))
+    with pytest.raises(ValueError, match=r"at least context_size \+ 1 = 9 tokens.*got 8"):
+        gpt.data.RandomWindows(torch.arange(8), context_size=8, batch_size=2)
+
+
+def test_the_seed_decides_and_the_global_generator_neither_moves_nor_is_moved(gpt):
+    def batches(seed):
+        loader = gpt.data.RandomWindows(torch.arange(1000), 8, 4, seed=seed)
+        return torch.stack([loader.next_batch()[0] for _ in range(3)])
+
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first = batches(seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(batches(seed=5), first)
+    assert not torch.equal(batches(seed=6), first)
+
+
+def test_a_restored_loader_continues_bit_for_bit(gpt):
+    loader = gpt.data.RandomWindows(torch.arange(1000), 8, 4, seed=3)
+    for _ in range(5):
+        loader.next_batch()
+    state = loader.state_dict()
+    expected = [loader.next_batch() for _ in range(5)]
+    restored = gpt.data.RandomWindows(torch.arange(1000), 8, 4, seed=99)
+    restored.load_state_dict(state)
+    for inputs, targets in expected:
+        again = restored.next_batch()
+        assert torch.equal(again[0], inputs)
+        assert torch.equal(again[1], targets)
+
+
+def test_several_ranks_see_together_what_one_loader_sees(gpt):
+    tokens = torch.arange(1000)
+    whole = gpt.data.RandomWindows(tokens, 8, batch_size=6, seed=4)
+    ranks = [gpt.data.RandomWindows(tokens, 8, 2, seed=4, rank=rank, world_size=3) for rank in range(3)]
+    for _ in range(5):
+        for own, parts in zip(
+            whole.next_batch(), zip(*(rank.next_batch() for rank in ranks), strict=True), strict=True
+        ):
+            assert torch.equal(torch.cat(parts), own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"context_size": 0}, "context_size"),
+        ({"context_size": 2.5}, "context_size"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"world_size": 0}, "world_size"),
+        ({"rank": 2, "world_size": 2}, r"rank must be in 0\.\.1, got 2"),
+        ({"rank": -1}, "rank"),
+        ({"tokens": torch.zeros(2, 50, dtype=torch.long)}, r"tokens.*\[2, 50\]"),
+    ],
+)
+def test_numbers_out_of_range_are_named(gpt, arguments, name):
+    with pytest.raises(ValueError, match=name):
+        gpt.data.RandomWindows(**{"tokens": torch.arange(100), "context_size": 8, "batch_size": 2, **arguments})
+
+
+# Token files
+
+
+@pytest.mark.parametrize(("vocab_size", "width"), [(65, 2), (65_536, 2), (65_537, 4), (2**32, 4)])
+def test_a_token_file_holds_a_header_and_the_ids(gpt, tmp_path, vocab_size, width):
+    ids = [0, 1, 64, vocab_size - 1, 7]
+    assert gpt.data.write_tokens(tmp_path / "t.bin", iter(ids), vocab_size) == 5
+    content = (tmp_path / "t.bin").read_bytes()
+    assert content[:32] == struct.pack("<8sIIQQ", b"GPTTOKEN", 1, width, vocab_size, 5)
+    assert content[32:] == b"".join(i.to_bytes(width, "little") for i in ids)
+    assert gpt.data.read_tokens(tmp_path / "t.bin", vocab_size).tolist() == ids
+    assert os.listdir(tmp_path) == ["t.bin"]
+
+
+def test_windows_from_a_token_file_equal_those_from_memory(gpt, tmp_path):
+    ids = torch.randint(50257, (200_000,), generator=torch.Generator().manual_seed(0))  # more than one written chunk
+    gpt.data.write_tokens(tmp_path / "t.bin", (i for i in ids.tolist()), 50257)
+    tokens = gpt.data.read_tokens(tmp_path / "t.bin", 50257)
+    assert isinstance(tokens, np.memmap)
+    in_memory, on_disk = (gpt.data.RandomWindows(source, 64, 16, seed=2) for source in (ids, tokens))
+    for _ in range(10):
+        for expected, found in zip(in_memory.next_batch(), on_disk.next_batch(), strict=True):
+            assert found.dtype == torch.int64
+            assert torch.equal(found, expected)
+
+
+def test_a_text_larger_than_memory_costs_only_its_windows(gpt, tmp_path):
+    path = tmp_path / "t.bin"
+    gpt.data.write_tokens(path, [5, 6, 7], 65)
+    count = 2**35  # 64 GiB of ids, which a sparse file does not really take
+    with open(path, "r+b") as file:
+        file.seek(24)
+        file.write(count.to_bytes(8, "little"))
+        file.truncate(32 + 2 * count)
+    tracemalloc.start()
+    try:
+        inputs, _ = gpt.data.RandomWindows(gpt.data.read_tokens(path), 16, 4).next_batch()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000  # measured: 20,000 bytes
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(inputs, torch.zeros(4, 16, dtype=torch.long))
+
+
+def test_every_damage_to_the_length_or_the_header_of_a_token_file_is_found(gpt, tmp_path):
+    path = tmp_path / "t.bin"
+    gpt.data.write_tokens(path, range(10), 65)
+    good = path.read_bytes()
+    cut = [good[:n] for n in range(len(good))]
+    changed = [good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :] for i in range(32) if not 16 <= i < 24]
+    for content in [*cut, good + b"\0", *changed]:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"t\.bin"):
+            gpt.data.read_tokens(path)
+
+
+def test_a_token_file_of_another_vocabulary_is_refused(gpt, tmp_path):
+    gpt.data.write_tokens(tmp_path / "t.bin", range(10), 65)
+    with pytest.raises(ValueError, match=r"t\.bin was made for a vocabulary of 65 tokens, not 50257"):
+        gpt.data.read_tokens(tmp_path / "t.bin", 50257)
+
+
+@pytest.mark.parametrize(
+    ("ids", "vocab_size", "error", "message"),
+    [
+        ([0, 65], 65, ValueError, r"0\.\.64"),
+        ([3, -1], 65, ValueError, r"0\.\.64"),
+        ([2**40], 65, ValueError, r"0\.\.64"),
+        ([1.5, 2.5], 65, TypeError, "ids must be integers"),
+        ("ab", 65, TypeError, "ids must be integers"),
+        ([], 65, ValueError, "at least one id"),
+        ([1], 0, ValueError, "vocab_size"),
+    ],
+)
+def test_bad_ids_leave_the_file_as_it_was(gpt, tmp_path, ids, vocab_size, error, message):
+    path = tmp_path / "t.bin"
+    gpt.data.write_tokens(path, range(10), 65)
+    with pytest.raises(error, match=message):
+        gpt.data.write_tokens(path, ids, vocab_size)
+    assert gpt.data.read_tokens(path).tolist() == list(range(10))
+    assert os.listdir(tmp_path) == ["t.bin"]
+
+
+def test_a_stream_that_breaks_leaves_no_file(gpt, tmp_path):
+    def stream():
+        yield from range(100_000)
+        raise RuntimeError("the tokenizer stopped")
+
+    with pytest.raises(RuntimeError, match="the tokenizer stopped"):
+        gpt.data.write_tokens(tmp_path / "t.bin", stream(), 100_000)
+    assert os.listdir(tmp_path) == []
