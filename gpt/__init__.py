@@ -1,4 +1,4 @@
-"""GPT-2, worked out: the package behind the guides and notebooks. One module a concept; this file hands on the names."""
+"""GPT-2, worked out: the package behind the guides and notebooks. One module a concept; here are their public names."""
 
 from gpt.attention import (
     CausalAttention,
@@ -12,6 +12,10 @@ from gpt.attention import (
 from gpt.block import GELU, Block, FeedForward, LayerNorm, RMSNorm, gelu, layer_norm, rms_norm
 from gpt.config import GPTConfig
 from gpt.generation import generate, next_token_probabilities, stream
+from gpt.inspection import Trace, ablated, attention_entropy, head_scores, logit_lens, rollout, trace
 from gpt.model import GPT
 from gpt.positions import LearnedPositionalEncoding, PositionalEncoding, sinusoids
+from gpt.support.data import Corpus, RandomWindows, load_text
+from gpt.support.pretrained import load_pretrained_tokenizer
 from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, ids_to_text, text_to_ids
+from gpt.training import History, adamw, batch_gradient, cosine_schedule, evaluate, train

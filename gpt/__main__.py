@@ -11,6 +11,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from gpt.scale import flops_per_token, memory_table, parameter_count, parameters
 from gpt.support import plots
 from gpt.support.checkpoint import atomic_file
 from gpt.support.data import DOWNLOADS, PYTHON_DOCS, Corpus, RandomWindows, fetch, load_text
-from gpt.support.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer, save_pretrained
+from gpt.support.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer
 from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
 from gpt.training import PRECISIONS, History, adamw, cosine_schedule, evaluate, pick_device, train
 
@@ -159,7 +160,7 @@ def run_train(options: argparse.Namespace) -> None:
     torch.manual_seed(options.seed)
     model = GPT(config)
     loader = RandomWindows(corpus.train, config.context_size, options.batch_size, options.seed)
-    say(f"{model.num_parameters():,} parameters, {len(corpus.train):,} training tokens, {len(corpus.validation):,} held out")
+    say(f"{model.num_parameters():,} parameters, {len(corpus.train):,} tokens to learn from")
     history, started = History(), time.perf_counter()
     train(
         model,
@@ -182,14 +183,15 @@ def run_train(options: argparse.Namespace) -> None:
         report=say,
     )
     if history.stopped_early:
-        say(f"Stopped early. Nothing is lost: the same command with --resume goes on from {options.out / 'checkpoints'}")
+        say(f"Stopped early. Nothing is lost: the same command with --resume goes on from {options.out}")
     if not history.validation:
         return
     best = options.out / "best"
     score = evaluate(load_pretrained(best), corpus.validation, corpus.validation_characters)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
     record = {
         "command": shlex.join(["python", "-m", "gpt", *sys.argv[1:]]),
-        "data": {"name": str(options.text), "sha256": hashlib.sha256(text.encode()).hexdigest(), "characters": len(text)},
+        "data": {"name": options.text, "sha256": sha256, "characters": len(text)},
         "seed": options.seed,
         "torch": torch.__version__,
         "minutes": round((time.perf_counter() - started) / 60, 1),
@@ -316,10 +318,10 @@ def steps_in(seconds: float, config: GPTConfig) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gpt", description="GPT-2, worked out: train it, use it, look inside.")
+    parser = argparse.ArgumentParser("python -m gpt", description="GPT-2: train it, use it, look inside.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name: str, run, help: str, *examples: str) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable, help: str, *examples: str) -> argparse.ArgumentParser:
         epilog = "examples:\n" + "\n".join(f"  python -m gpt {name} {example}" for example in examples)
         sub = commands.add_parser(
             name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -103,7 +103,7 @@ class GPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def generate(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, **options) -> Tensor:
-        """Continue tokens [batch, T]: options top_k, top_p, eos_token, generator, use_cache of `gpt.generation.stream`."""
+        """Continue tokens [batch, T]; options top_k, top_p, eos_token, ... and errors: `gpt.generation.stream`."""
         from gpt.generation import generate
 
         return generate(self, tokens, max_new_tokens, temperature, **options)

@@ -1,7 +1,7 @@
 """How do we see what the package computes?
 
 Each function draws one kind of figure and returns it; `save` writes it. Nothing is shown or stored by itself, and
-no window is needed. Colours are safe for colour-blind readers: cividis for magnitudes, a blue-red scale for signed
+no window is needed. Colours are safe for colour-blind readers: viridis for magnitudes, a blue-red scale for signed
 values, Okabe and Ito's colours for lines and bars. Figures carry their own light background, so they can be
 read on a dark page.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 FONT = "DejaVu Sans"  # ships inside matplotlib, so labels look the same on every machine
@@ -110,17 +112,23 @@ def _glyphs() -> frozenset[int]:
 # --- attention
 
 
-def plot_head(weights: ArrayLike, tokens: Sequence[str | bytes], title: str = "Each row: where one token looks") -> Figure:
+def plot_head(
+    weights: ArrayLike, tokens: Sequence[str | bytes], title: str = "Each row shows where one token looks"
+) -> Figure:
     """One head's attention, weights [query, key], with every token written out (up to about 130 of them)."""
-    weights = _array("weights", weights, "query", "key")
+    weights = _attention("weights", weights, "query", "key")
+    queries, keys = weights.shape
     with mpl.rc_context(STYLE):
-        side = np.clip(0.25 * weights.shape[-1], 3.2, 11.0)
-        figure, [[axes]] = _figure(side + 1.8, side + 1.2)
+        cell = 0.2 if max(map(len, token_labels(tokens)), default=1) == 1 else 0.25
+        width = np.clip(cell * keys, 3.0, 11.0)
+        height = max(1.5, width * queries / keys)
+        figure, [[axes]] = _figure(width + 1.8, height + 1.2)
         image = _draw_attention(axes, weights)
-        _token_ticks(axes, weights.shape, tokens, side)
-        axes.set(xlabel=KEY, ylabel=QUERY, title=title)
-        if _is_causal(weights) and len(weights) > 3:
-            style = {"color": QUIET, "fontsize": 8, "ha": "right", "va": "top", "transform": axes.transAxes}
+        _token_ticks(axes.xaxis, tokens, keys, width)
+        _token_ticks(axes.yaxis, tokens[keys - queries :], queries, height)
+        axes.set(xlabel=KEY, ylabel=QUERY, title=title, aspect="equal" if queries == keys else "auto")
+        if _is_causal(weights) and queries > 5:
+            style = {"color": INK, "fontsize": 8, "ha": "right", "va": "top", "transform": axes.transAxes}
             axes.text(0.98, 0.98, "the future: masked", bbox={"color": FORBIDDEN, "pad": 2}, **style)
         _weight_bar(figure, image, axes)
         return _finished(figure)
@@ -128,43 +136,65 @@ def plot_head(weights: ArrayLike, tokens: Sequence[str | bytes], title: str = "E
 
 def plot_layer(weights: ArrayLike, tokens: Sequence[str | bytes], title: str = "All heads of one layer") -> Figure:
     """All heads of a layer on one colour scale, weights [head, query, key]."""
-    weights = _array("weights", weights, "head", "query", "key")
-    heads, _, keys = weights.shape
+    weights = _attention("weights", weights, "head", "query", "key")
+    heads, queries, keys = weights.shape
     with mpl.rc_context(STYLE):
         columns = min(heads, 4)
         rows = -(-heads // columns)
-        side = np.clip(0.17 * keys, 1.8, 3.4)
-        figure, panels = _figure(columns * side + 2, rows * (side + 0.3) + 1.5, rows, columns)
+        side = np.clip(0.16 * keys, 1.8, 3.2)
+        figure, panels = _figure(columns * side + 2, rows * (side + 0.3) + 1.2, rows, columns)
         for head, axes in enumerate(panels.flat):
             if head >= heads:
                 axes.set_axis_off()
                 continue
             image = _draw_attention(axes, weights[head])
             axes.set_title(f"head {head}", fontsize=9)
-            below = head + columns >= heads  # the lowest panel of its column
-            _token_ticks(axes, weights.shape[1:], tokens, side, keys=below, queries=head % columns == 0)
-        _name_axes(figure, title)
+            axes.set(xticks=[], yticks=[])
+            if head + columns >= heads:  # the lowest panel of its column
+                _token_ticks(axes.xaxis, tokens, keys, side)
+            if head % columns == 0:
+                _token_ticks(axes.yaxis, tokens[keys - queries :], queries, side)
+        figure.suptitle(title, x=0.01, ha="left")
+        figure.supxlabel(KEY, fontsize=10)
+        figure.supylabel(QUERY, fontsize=10)
         _weight_bar(figure, image, panels)
         return _finished(figure)
 
 
 def plot_attention_grid(attention: ArrayLike, title: str = "Attention of every layer and head") -> Figure:
-    """The whole model at a glance: a row of small maps per layer, attention [layer, head, query, key]."""
-    attention = _array("attention", attention, "layer", "head", "query", "key")
-    layers, heads = attention.shape[:2]
+    """The whole model at a glance: a row of small maps per layer, attention [layer, head, query, key].
+
+    All maps are tiles of one image, query downwards and key to the right in each: 144 separate ones take minutes.
+    """
+    attention = _attention("attention", attention, "layer", "head", "query", "key")
+    layers, heads, queries, keys = attention.shape
+    gap = -(-keys // 12)
+    down, across = queries + gap, keys + gap
+    mosaic = np.ma.masked_array(np.zeros((layers * down - gap, heads * across - gap)), mask=True)
     with mpl.rc_context(STYLE):
-        side = np.clip(11.0 / heads, 0.8, 2.2)
-        figure, panels = _figure(heads * side + 1.6, layers * side + 1.1, layers, heads)
-        for (layer, head), axes in np.ndenumerate(panels):
-            image = _draw_attention(axes, attention[layer, head])
-            axes.set(xticks=[], yticks=[])
-            if layer == 0:
-                axes.set_title(f"head {head}", fontsize=8, loc="center")
-            if head == 0:
-                axes.set_ylabel(f"layer {layer}", fontsize=8)
-        _name_axes(figure, title)
-        _weight_bar(figure, image, panels)
+        side = np.clip(11.0 / heads, 0.8, 2.0)
+        figure, [[axes]] = _figure(heads * side + 1.6, layers * side * down / across + 1.2)
+        for layer, head in np.ndindex(layers, heads):
+            top, left = layer * down, head * across
+            mosaic[top : top + queries, left : left + keys] = _seen(attention[layer, head])
+            axes.add_patch(Rectangle((left - 0.5, top - 0.5), keys, queries, color=FORBIDDEN, linewidth=0))
+        image = _show(axes, mosaic)
+        axes.set_xticks(np.arange(heads) * across + keys / 2, [f"head {i}" for i in range(heads)], fontsize=8)
+        axes.set_yticks(np.arange(layers) * down + queries / 2, [f"layer {i}" for i in range(layers)], fontsize=8)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.spines[:].set_visible(False)
+        axes.set(title=title, xlabel=f"in each map, {KEY}", ylabel=f"in each map, {QUERY}")
+        _weight_bar(figure, image, axes)
         return _finished(figure)
+
+
+def _attention(name: str, weights: ArrayLike, *axes: str) -> np.ndarray:
+    weights = _array(name, weights, *axes)
+    if weights.min() < 0 or weights.max() > 1.001:
+        raise ValueError(f"{name} must be in [0, 1], got {weights.min():.3g}..{weights.max():.3g}")
+    if weights.shape[-2] > weights.shape[-1]:
+        raise ValueError(f"{name} must have at least as many keys as queries, got shape {list(weights.shape)}")
+    return weights
 
 
 def _is_causal(weights: np.ndarray) -> bool:
@@ -177,52 +207,40 @@ def _future(weights: np.ndarray) -> np.ndarray:
     return ~np.tri(queries, keys, keys - queries, dtype=bool)
 
 
-def _draw_attention(axes: Axes, weights: np.ndarray) -> AxesImage:
-    """A map on which "may not look" (hatched) differs from "does not look" (dark).
+def _seen(weights: np.ndarray) -> np.ma.MaskedArray:
+    """The weights without the future, if the head could not see it: "may not look" is not "does not look"."""
+    return np.ma.masked_array(weights, _future(weights) & _is_causal(weights))
 
-    The first query has nothing but itself, so the largest weight is always 1 and a linear scale would leave the
-    rest in the dark: colours follow the square root.
-    """
-    if weights.min() < 0 or weights.max() > 1.001:
-        raise ValueError(f"attention weights must be in [0, 1], got {weights.min():.3g}..{weights.max():.3g}")
-    axes.patch.set(facecolor=FORBIDDEN, hatch="////")
-    hidden = _future(weights) & _is_causal(weights)
-    return axes.imshow(np.ma.masked_array(weights, hidden), cmap="cividis", norm=PowerNorm(0.5, 0, 1))
+
+def _draw_attention(axes: Axes, weights: np.ndarray) -> AxesImage:
+    axes.patch.set(facecolor=FORBIDDEN, hatch="////")  # shows where nothing is drawn
+    return _show(axes, _seen(weights))
+
+
+def _show(axes: Axes, weights: np.ma.MaskedArray) -> AxesImage:
+    # The first query has nothing but itself to look at, so the largest weight is always 1, and a linear scale would
+    # leave all the others in the dark: colours follow the square root.
+    return axes.imshow(weights, cmap="viridis", norm=PowerNorm(0.5, 0, 1))
 
 
 def _weight_bar(figure: Figure, image: AxesImage, axes: Axes | np.ndarray) -> None:
-    bar = figure.colorbar(image, ax=axes, label="attention weight (square-root scale)", shrink=0.8, aspect=30, pad=0.02)
-    bar.set_ticks([0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], labels=["0", "0.01", "0.05", "0.1", "0.25", "0.5", "1"])
+    label = "attention weight\n(square-root scale)"
+    bar = figure.colorbar(image, ax=axes, label=label, shrink=0.8, aspect=30, pad=0.02)
+    bar.set_ticks([0, 0.01, 0.1, 0.25, 0.5, 1], labels=["0", "0.01", "0.1", "0.25", "0.5", "1"], fontsize=8)
     bar.outline.set_visible(False)
 
 
-def _name_axes(figure: Figure, title: str) -> None:
-    figure.suptitle(title, x=0.01, ha="left")
-    figure.supxlabel(KEY, fontsize=10)
-    figure.supylabel(QUERY, fontsize=10)
-
-
-def _token_ticks(
-    axes: Axes, shape: tuple[int, int], tokens: Sequence[str | bytes], side: float, keys: bool = True, queries: bool = True
-) -> None:
-    """Write the tokens along a map that is `side` inches long, or their positions where letters would be too small."""
-    n_queries, n_keys = shape
-    labels = _labels(tokens, n_keys, "keys")
-    size = min(9.0, 0.85 * 72 * side / n_keys)
-    for axis, shown, names in ((axes.xaxis, keys, labels), (axes.yaxis, queries, labels[n_keys - n_queries :])):
-        if not shown:
-            axis.set_ticks([])
-        elif size >= 5:
-            turned = axis is axes.xaxis and max(map(len, names)) > 1
-            axis.set_ticks(range(len(names)), names, fontsize=size, rotation=90 if turned else 0)
-            axis.set_tick_params(length=0, pad=2)
-        else:
-            _position_ticks(axis, len(names))
-
-
-def _position_ticks(axis: Axis, count: int) -> None:
-    step = next(s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, count) if count <= 8 * s or s == count)
-    axis.set_ticks(range(0, count, step), [str(i) for i in range(0, count, step)], fontsize=7)
+def _token_ticks(axis: Axis, tokens: Sequence[str | bytes], count: int, length: float) -> None:
+    """Write the tokens along an axis of `length` inches, or their positions where letters would be too small."""
+    labels = _labels(tokens, count, f"{axis.axis_name} positions")
+    size = min(9.0, 0.85 * 72 * length / count)
+    if size < 5:
+        places = range(0, count, max(1, 2 ** math.ceil(math.log2(count / 8))))
+        axis.set_ticks(places, [str(i) for i in places], fontsize=7)
+        return
+    turned = axis.axis_name == "x" and max(map(len, labels)) > 1
+    axis.set_ticks(range(count), labels, fontsize=size, rotation=90 if turned else 0)
+    axis.set_tick_params(length=0, pad=2)
 
 
 # --- positions
@@ -273,7 +291,8 @@ def plot_training(
             axes.plot(*validation.T, color=VERMILION, linewidth=2, marker="o", markersize=3.5, label="held-out text")
             step, loss = validation[validation[:, 1].argmin()]
             axes.axhline(loss, color=VERMILION, linewidth=0.8, linestyle=":")
-            axes.set_title(f"lowest on held-out text: {loss:.3f} at step {step:.0f}", loc="right", fontsize=9, color=VERMILION)
+            best = f"lowest on held-out text: {loss:.3f} at step {step:.0f}"
+            axes.set_title(best, loc="right", fontsize=9, color=VERMILION)
         axes.set(xlabel="optimizer step", ylabel="loss (nats per token)", title=title)
         axes.grid(axis="y", color=FORBIDDEN, linewidth=0.8)
         axes.legend()
@@ -292,7 +311,8 @@ def plot_distribution(
     several = probabilities if isinstance(probabilities, Mapping) else {"": probabilities}
     labels = token_labels(tokens)
     with mpl.rc_context(STYLE):
-        figure, [[axes]] = _figure(max(5.0, 1.5 + 0.5 * len(labels)), 3.6)
+        turned = max(map(len, labels), default=0) > 4
+        figure, [[axes]] = _figure(max(5.0, 1.5 + 0.5 * len(labels)), 4.6 if turned else 3.6)
         width = 0.8 / len(several)
         for i, (name, values) in enumerate(several.items()):
             values = _array("probabilities", values, "token")
@@ -302,7 +322,7 @@ def plot_distribution(
             axes.bar(places, values, width * 0.92, label=name, color=color)
             out = values == 0
             axes.plot(places[out], np.zeros(out.sum()), "x", color=color, markersize=5, clip_on=False, zorder=3)
-        axes.set_xticks(range(len(labels)), labels, rotation=90 if max(map(len, labels)) > 4 else 0)
+        axes.set_xticks(range(len(labels)), labels, rotation=90 if turned else 0)
         axes.set(xlabel="next token", ylabel="probability", title=title)
         axes.tick_params(axis="x", length=0, pad=6)
         axes.grid(axis="y", color=FORBIDDEN, linewidth=0.8)
@@ -321,9 +341,10 @@ def plot_lens(
     decode: Callable[[list[int]], str],
     title: str = "Logit lens: the best guess for the next token, layer by layer",
 ) -> Figure:
-    """The logit lens of one text, logits [N + 1, T, V]: in each cell the likeliest next token, coloured by its probability.
+    """The logit lens of one text, logits [N + 1, T, V]: in each cell the likeliest next token.
 
-    `decode` turns ids into text: a tokenizer's own method. Made for a phrase of up to about 40 tokens.
+    Its colour is that token's probability. `decode` turns ids into text: a tokenizer's own method. Made for a phrase
+    of up to about 40 tokens.
     """
     lens = torch.from_numpy(_array("lens", lens, "layer", "token", "vocabulary"))
     probability, best = lens.softmax(dim=-1).max(dim=-1)
@@ -374,11 +395,11 @@ def _draw_cells(
 ) -> None:
     """A heat map with a text in each cell; a colour bar if it has a label."""
     sns.heatmap(
-        values, ax=axes, cmap="cividis", vmin=0, vmax=highest, linewidths=0.5, linecolor=PAPER,
+        values, ax=axes, cmap="viridis", vmin=0, vmax=highest, linewidths=0.5, linecolor=PAPER,
         annot=written, fmt="", annot_kws={"fontsize": fontsize},
         cbar=bar_label is not None, cbar_kws={"label": bar_label, "pad": 0.02},
     )  # fmt: skip
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, rotation=0)
 
 
 # --- figures and files
@@ -404,8 +425,9 @@ def _finished(figure: Figure) -> Figure:
 
 def _rendered(figure: Figure, kind: str, **options) -> bytes:
     content = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else None  # only SVG carries one
     with mpl.rc_context(STYLE):
-        figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None, **options)
+        figure.savefig(content, format=kind, bbox_inches="tight", metadata=metadata, **options)
     return content.getvalue()
 
 
@@ -450,5 +472,5 @@ def _array(name: str, values: ArrayLike, *axes: str) -> np.ndarray:
 
 def _labels(tokens: Sequence[str | bytes], count: int, what: str) -> list[str]:
     if len(tokens) != count:
-        raise ValueError(f"tokens must be as many as there are {what}, {count}, got {len(tokens)}")
+        raise ValueError(f"tokens must be as many as the {what}, {count}, got {len(tokens)}")
     return token_labels(tokens)

@@ -1,0 +1,337 @@
+"""Concept 7: the training loop and its parts. Everything is checked in float64 or bit for bit on the CPU."""
+
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+
+SIZES = dict(context_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
+
+
+def small_model(gpt, seed=0, **changes):
+    torch.manual_seed(seed)
+    return gpt.GPT(gpt.GPTConfig(**{**SIZES, **changes}))
+
+
+def text_ids(n=400, seed=5):
+    return torch.randint(0, 11, (n,), generator=torch.Generator().manual_seed(seed))
+
+
+def loader(gpt, batch_size=4, seed=0):
+    return gpt.RandomWindows(text_ids(), 8, batch_size, seed)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# --- the schedule, in closed form
+
+
+def test_the_schedule_climbs_in_a_line_and_falls_in_a_half_cosine(gpt):
+    rates = [gpt.cosine_schedule(step, peak=4.0, warmup=3, total=11, floor=1.0) for step in range(13)]
+    assert rates[:3] == [1.0, 2.0, 3.0]
+    assert rates[3] == 4.0
+    assert rates[7] == pytest.approx(2.5, abs=1e-15)  # half-way through the cosine: the mean of peak and floor
+    assert rates[5] == pytest.approx(1 + 3 * (1 + math.cos(math.pi / 4)) / 2, abs=1e-15)
+    assert rates[11] == rates[12] == 1.0
+    assert rates[3:12] == sorted(rates[3:12], reverse=True)
+
+
+# --- the optimizer
+
+
+def test_only_matrices_and_embeddings_are_decayed(gpt):
+    model = small_model(gpt)
+    decayed, kept = gpt.adamw(model, weight_decay=0.3).param_groups
+    assert decayed["weight_decay"] == 0.3
+    assert kept["weight_decay"] == 0.0
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all(names[id(p)].endswith("bias") or "norm" in names[id(p)] for p in kept["params"])
+    assert not any(names[id(p)].endswith("bias") or "norm" in names[id(p)] for p in decayed["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+def test_an_update_of_the_loop_is_the_update_in_numpy(gpt):
+    """Forward, backward, clipping and AdamW against gpt.backward. Worst measured difference: 2e-16."""
+    model = small_model(gpt).double()
+    parameters = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    inputs, targets = loader(gpt).next_batch()
+    _, _, cache = gpt.backward.gpt_forward(parameters, inputs.numpy(), 2, targets.numpy())
+    gradients = gpt.backward.gpt_backward(cache)
+    norm = math.sqrt(sum((g**2).sum() for g in gradients.values()))
+    assert norm > 0.5, "the bound must bite for this test to see the clipping"
+    clipped = {name: g * 0.5 / (norm + 1e-6) for name, g in gradients.items()}  # 1e-6: PyTorch's own guard
+    expected, _ = gpt.backward.adamw_step(parameters, clipped, lr=0.01, beta1=0.9, beta2=0.95, weight_decay=0.1)
+    gpt.train(model, loader(gpt), 1, gpt.adamw(model, lr=0.01), "cpu", max_grad_norm=0.5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), torch.from_numpy(expected[name]), atol=1e-12, rtol=0)
+
+
+# --- accumulation
+
+
+@pytest.mark.parametrize("counts", [(3, 3), (1, 5), (6, 0)], ids=["equal", "unequal", "one is all ignored"])
+def test_micro_batches_give_the_gradient_of_the_full_batch(gpt, counts):
+    """Also when they hold different numbers of targets. Worst measured difference: 2e-17."""
+    tokens = text_ids(2 * 2 * 8).view(2, 2, 8)
+    targets = text_ids(2 * 2 * 8, seed=6).view(2, 2, 8)
+    for part, count in zip(targets, counts, strict=True):
+        part.view(-1)[count:] = -100
+    full = small_model(gpt).double()
+    loss = full(tokens.flatten(0, 1), targets.flatten(0, 1))[1]
+    loss.backward()
+    parts = small_model(gpt).double()
+    mean_loss = gpt.batch_gradient(parts, list(zip(tokens, targets, strict=True)))
+    assert mean_loss == pytest.approx(loss.item(), abs=1e-14)
+    for a, b in zip(parts.parameters(), full.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-14, rtol=0)
+
+
+def test_accumulation_trains_like_the_large_batch(gpt):
+    class Halves:
+        """The batches of `loader`, in two halves each."""
+
+        def __init__(self):
+            self.whole, self.second = loader(gpt), None
+
+        def next_batch(self):
+            if self.second is not None:
+                half, self.second = self.second, None
+                return half
+            inputs, targets = self.whole.next_batch()
+            self.second = (inputs[3:], targets[3:])
+            return inputs[:3], targets[:3]
+
+    large, small = small_model(gpt).double(), small_model(gpt).double()
+    gpt.train(large, loader(gpt), 5, gpt.adamw(large, lr=0.01), "cpu")
+    gpt.train(small, Halves(), 5, gpt.adamw(small, lr=0.01), "cpu", accumulation=2)
+    torch.testing.assert_close(weights(small), weights(large), atol=1e-10, rtol=0)  # worst measured 4e-15
+
+
+# --- evaluation
+
+
+def test_evaluation_predicts_every_token_but_the_first_once(gpt):
+    """Against a loop that predicts window by window, token by token; 8 does not divide the number of predictions."""
+    model, ids = small_model(gpt).double(), text_ids(8 * 5 + 4)
+    total, predicted = 0.0, 0
+    for start in range(0, len(ids) - 1, 8):
+        window = ids[start : start + 9]
+        log_probabilities = model(window[None, :-1])[0][0].log_softmax(-1)
+        for position, target in enumerate(window[1:]):
+            total -= log_probabilities[position, target].item()
+            predicted += 1
+    assert predicted == len(ids) - 1
+    for batch_size in (1, 2, 32):
+        score = gpt.evaluate(model, ids, characters=100, batch_size=batch_size)
+        assert score.loss == pytest.approx(total / predicted, abs=1e-12)
+        assert score.perplexity == pytest.approx(math.exp(total / predicted), abs=1e-10)
+        assert score.bits_per_character == pytest.approx(total / math.log(2) / 100, abs=1e-12)
+
+
+def test_evaluation_reads_a_token_file_and_leaves_the_model_training(gpt, tmp_path):
+    model, ids = small_model(gpt, dropout=0.5).train(), text_ids(50)
+    gpt.data.write_tokens(tmp_path / "ids.bin", ids.tolist(), 11)
+    stored = gpt.data.read_tokens(tmp_path / "ids.bin")
+    assert gpt.evaluate(model, stored) == gpt.evaluate(model, ids)
+    assert model.training
+
+
+def test_an_uninformed_model_has_the_loss_of_a_guess(gpt):
+    model = small_model(gpt)
+    with torch.no_grad():
+        model.token_embedding.weight.zero_()
+    assert gpt.evaluate(model, text_ids()).loss == pytest.approx(math.log(11), abs=1e-6)
+
+
+# --- the loop
+
+
+def test_training_learns_a_text_that_repeats(gpt):
+    ids = torch.arange(11).repeat(40)
+    model, history = small_model(gpt), gpt.History()
+    optimizer = gpt.adamw(model, lr=0.02)
+    gpt.train(
+        model, gpt.RandomWindows(ids, 8, 8), 120, optimizer, "cpu", validation=ids, eval_interval=40, history=history
+    )
+    assert history.validation[0][0] == 40
+    assert history.validation[-1][1] < 0.05
+    assert history.best == min(loss for _, loss in history.validation)
+    assert [step for step, _ in history.train] == [50, 100, 120]
+
+
+def test_a_loader_needs_nothing_but_next_batch(gpt, tmp_path):
+    class Same:
+        def next_batch(self):
+            return text_ids(32).view(4, 8), text_ids(32, 6).view(4, 8)
+
+    model = small_model(gpt)
+    before = weights(model)
+    assert gpt.train(model, Same(), 2, torch.optim.SGD(model.parameters(), lr=0.1), folder=tmp_path) is model
+    assert not torch.equal(weights(model), before)
+
+
+def test_the_schedule_sets_the_rate_of_each_update(gpt):
+    model, rates = small_model(gpt), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
+    optimizer.register_step_pre_hook(lambda opt, *_: rates.append(opt.param_groups[0]["lr"]))
+    gpt.train(model, loader(gpt), 4, optimizer, "cpu", schedule=lambda step: 0.1 * step)
+    assert rates == [0.0, 0.1, 0.2, pytest.approx(0.3)]
+
+
+def test_averaging_returns_the_moving_average(gpt):
+    """After three updates with decay 1/2: w1/4 + w2/4 + w3/2."""
+    model, seen = small_model(gpt).double(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer.register_step_post_hook(lambda *_: seen.append(weights(model)))
+    gpt.train(model, loader(gpt), 3, optimizer, "cpu", average=0.5)
+    torch.testing.assert_close(weights(model), seen[0] / 4 + seen[1] / 4 + seen[2] / 2, atol=1e-14, rtol=0)
+
+
+def test_bfloat16_trains_close_to_float32(gpt):
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        model, history = small_model(gpt), gpt.History()
+        gpt.train(model, loader(gpt), 30, gpt.adamw(model, lr=0.01), "cpu", 30, precision=precision, history=history)
+        assert next(model.parameters()).dtype == torch.float32
+        losses[precision] = history.train[-1][1]
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.01)  # measured 3e-4
+
+
+def test_the_loss_is_unscaled_before_it_is_clipped(gpt):
+    """A scaler of 1024 must not change the update, though the scaled gradient is far beyond the bound."""
+    plain, scaled = small_model(gpt).double(), small_model(gpt).double()
+    batches = [loader(gpt).next_batch()]
+    for model, scaler in ((plain, None), (scaled, torch.amp.GradScaler("cpu", init_scale=1024.0))):
+        run = gpt.training._Run(model, None, torch.optim.SGD(model.parameters(), lr=1.0), "cpu", "float32", None, None,
+                                None, gpt.History())  # fmt: skip
+        run.scaler = scaler
+        run.update(batches, None, max_grad_norm=1e-3)
+    torch.testing.assert_close(weights(scaled), weights(plain), atol=1e-12, rtol=0)
+
+
+# --- stopping and going on
+
+
+def run(gpt, folder, n_steps, resume=False, **options):
+    model = small_model(gpt, seed=1, dropout=0.2)
+    history = gpt.History()
+    torch.manual_seed(7)  # the dropout's draws
+    gpt.train(
+        model, loader(gpt, seed=3), n_steps, gpt.adamw(model, lr=0.01), "cpu", 2, folder=folder, average=0.9,
+        schedule=lambda step: gpt.cosine_schedule(step, 0.01, 3, 12), validation=text_ids(60, 9), eval_interval=3,
+        checkpoint_interval=100, resume=resume, history=history, **options,
+    )  # fmt: skip
+    return model, history
+
+
+def test_six_steps_and_six_more_are_twelve_bit_for_bit(gpt, tmp_path):
+    """Weights, average, optimizer, data order, dropout, schedule, history: all of it goes on."""
+    whole, whole_history = run(gpt, tmp_path / "whole", 12)
+    run(gpt, tmp_path / "parts", 6)
+    torch.rand(100)  # a stranger draws random numbers in between
+    parts, history = run(gpt, tmp_path / "parts", 12, resume=True)
+    assert torch.equal(weights(parts), weights(whole))
+    assert history.validation == whole_history.validation
+    assert history.train == whole_history.train
+    assert history.best == whole_history.best
+
+
+def test_resuming_where_nothing_is_starts_from_the_beginning(gpt, tmp_path):
+    fresh, _ = run(gpt, tmp_path / "a", 4)
+    resumed, _ = run(gpt, tmp_path / "b", 4, resume=True)
+    assert torch.equal(weights(fresh), weights(resumed))
+
+
+def test_the_best_model_is_kept_when_later_ones_are_worse(gpt, tmp_path):
+    """A rate that explodes after step 6: `best` must be the model of step 6, also across a resume."""
+    ids = torch.arange(11).repeat(40)
+
+    def go(n_steps, resume):
+        model = small_model(gpt)
+        history = gpt.History()
+        gpt.train(model, gpt.RandomWindows(ids, 8, 4), n_steps, gpt.adamw(model), "cpu", folder=tmp_path, resume=resume,
+                  schedule=lambda step: 0.01 if step < 6 else 10.0, validation=ids, eval_interval=2,
+                  history=history)  # fmt: skip
+        return history
+
+    go(6, resume=False)
+    kept = gpt.GPT.from_pretrained(tmp_path / "best")
+    history = go(12, resume=True)
+    assert history.validation[-1][1] > history.validation[2][1] + 1, "the later models must be worse"
+    assert history.best == history.validation[2][1]
+    assert torch.equal(weights(gpt.GPT.from_pretrained(tmp_path / "best")), weights(kept))
+    assert gpt.evaluate(kept, ids).loss == pytest.approx(history.best, abs=1e-6)
+
+
+def test_ctrl_c_finishes_the_step_and_saves(gpt, tmp_path):
+    model, history, calls = small_model(gpt, seed=1), gpt.History(), []
+
+    class Interrupting:
+        def __init__(self):
+            self.inner = loader(gpt)
+
+        def next_batch(self):
+            calls.append(None)
+            if len(calls) == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            return self.inner.next_batch()
+
+    before = signal.getsignal(signal.SIGINT)
+    gpt.train(model, Interrupting(), 50, gpt.adamw(model), "cpu", folder=tmp_path, history=history)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert history.stopped_early
+    assert len(calls) == 3
+    saved = small_model(gpt, seed=2)
+    assert gpt.checkpoint.load_checkpoint(tmp_path / "checkpoints", saved)["step"] == 3
+    assert torch.equal(weights(saved), weights(model))
+
+
+def test_training_works_outside_the_main_thread(gpt):
+    model = small_model(gpt)
+    before = weights(model)
+    thread = threading.Thread(target=gpt.train, args=(model, loader(gpt), 1, gpt.adamw(model), "cpu"))
+    thread.start()
+    thread.join()
+    assert not torch.equal(weights(model), before)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (dict(n_steps=0), "n_steps must be at least 1, got 0"),
+        (dict(accumulation=0), "accumulation must be at least 1, got 0"),
+        (dict(eval_interval=0), "eval_interval must be at least 1, got 0"),
+        (dict(precision="int8"), "precision must be one of float32, bfloat16, float16, got 'int8'"),
+        (dict(precision="float16", device="cpu"), "precision float16 needs a GPU"),
+        (dict(resume=True), "resume needs the folder"),
+        (dict(device="xpu"), "device 'xpu' is not available here"),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_moves(gpt, wrong, message):
+    model = small_model(gpt)
+    before = weights(model)
+    arguments = {"n_steps": 1, "device": "cpu", **wrong}
+    with pytest.raises(ValueError, match=message):
+        gpt.train(model, loader(gpt), optimizer=gpt.adamw(model), **arguments)
+    assert torch.equal(weights(model), before)
+
+
+def test_a_checkpoint_of_another_config_is_refused(gpt, tmp_path):
+    run(gpt, tmp_path, 2)
+    other = small_model(gpt, n_layer=1)
+    with pytest.raises(ValueError, match="n_layer"):
+        gpt.train(other, loader(gpt), 3, gpt.adamw(other), "cpu", folder=tmp_path, resume=True)
+
+
+def test_one_token_cannot_be_evaluated(gpt):
+    with pytest.raises(ValueError, match="tokens must hold at least two ids to predict one, got 1"):
+        gpt.evaluate(small_model(gpt), text_ids(1))
