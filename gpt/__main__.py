@@ -52,12 +52,11 @@ def write_on(model: GPT, tokenizer, prompt: str, n_tokens: int, seed: int, **sam
     ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError("prompt must not be empty: the model needs a token to start from")
-    tokens = torch.tensor([ids])
-    generator = torch.Generator(pick_device()).manual_seed(seed)
-    generator = generator if model.token_embedding.weight.device == generator.device else None
+    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
+    drawn = stream(model, torch.tensor([ids]), n_tokens, generator=generator, **sampling)
     shown = prompt
     print(prompt, end="", flush=True)
-    for token in stream(model, tokens, n_tokens, generator=generator, **sampling):
+    for token in drawn:
         ids.append(token.item())
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else half a character: wait for its other bytes
@@ -297,7 +296,7 @@ def run_tour(options: argparse.Namespace) -> None:
     for path in files:
         say(f"  {path}")
     heading("What next")
-    say("  look at the heat maps, then read README.md: the guides derive what you saw, the package shows how it is done")
+    say("  look at the heat maps; then read README.md, which leads to the theory behind them")
     say('  python -m gpt attend --text "To be, or not to be" --layer 0 --head 3')
     say(f"  python -m gpt train {PYTHON_DOCS} --steps 2000 --out runs/mine")
 

@@ -55,7 +55,6 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
         raise ValueError(f"top_p must be in (0, 1], or None for all tokens, got {top_p}")
 
 
-@torch.no_grad()
 def stream(
     model: GPT,
     tokens: Tensor,
@@ -84,6 +83,13 @@ def stream(
         raise ValueError(f"tokens must be a prompt [batch, T] with at least one token, got shape {list(tokens.shape)}")
     if max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+    return _stream(model, tokens, max_new_tokens, (temperature, top_k, top_p, generator), eos_token, use_cache)
+
+
+@torch.no_grad()
+def _stream(
+    model: GPT, tokens: Tensor, max_new_tokens: int, sampling: tuple, eos_token: int | None, use_cache: bool
+) -> Iterator[Tensor]:
     context_size, was_training = model.config.context_size, model.training
     window = tokens.to(model.token_embedding.weight.device)[:, -context_size:]
     cache = model.new_cache(len(window)) if use_cache else None
@@ -93,7 +99,7 @@ def stream(
         unread = window
         for _ in range(max_new_tokens):
             logits = model.head(model.hidden(unread, cache)[:, -1])
-            next_token = _draw(logits, temperature, top_k, top_p, generator)
+            next_token = _draw(logits, *sampling)
             if eos_token is not None:
                 next_token = next_token.masked_fill(done, eos_token)
                 done |= next_token == eos_token

@@ -78,11 +78,14 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(model: GPT, tokens: Tensor | np.ndarray, characters: int | None = None, batch_size: int = 32) -> Evaluation:
+def evaluate(
+    model: GPT, tokens: Tensor | np.ndarray, characters: int | None = None, batch_size: int = 32
+) -> Evaluation:
     """Score a whole split, tokens [n]: a LongTensor, or an array from `read_tokens`.
 
-    Every token but the first is predicted exactly once. The windows are context_size long and do not overlap; the last may be shorter. `characters` is how many the
-    predicted tokens stand for (default: one each, as with a CharTokenizer). Raises ValueError for fewer than 2 tokens.
+    Every token but the first is predicted exactly once. The windows are context_size long and do not overlap; the
+    last may be shorter. `characters` is how many the predicted tokens stand for (default: one each, as with a
+    CharTokenizer). Raises ValueError for fewer than two tokens.
     """
     predicted, size = len(tokens) - 1, model.config.context_size
     if predicted < 1:

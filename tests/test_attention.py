@@ -412,6 +412,30 @@ def test_attention_dropout_drops_weights_while_training_only(gpt):
     assert (layer(x) - 1).abs().max() < 1e-5  # measured: 6.0e-8
 
 
+def test_the_returned_weights_are_those_before_dropout(gpt):
+    torch.manual_seed(18)
+    query, key, value = torch.randn(3, 20, 4)
+    expected_output, expected = gpt.scaled_dot_product_attention(query, key, value)
+    output, weights = gpt.scaled_dot_product_attention(query, key, value, dropout=0.5)
+    assert torch.equal(weights, expected)
+    assert not torch.isclose(output, expected_output).all(-1).any()
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (2, 1, 6), (3, 6)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_one_vector_goes_through_a_linear_layer_as_many_do(gpt, shape, bias):
+    # A lone vector takes a faster way while no gradient is asked for.
+    torch.manual_seed(19)
+    layer, x = gpt.attention.Linear(6, 4, bias, dtype=F64), torch.randn(shape, dtype=F64)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    with torch.no_grad():
+        output = layer(x)
+    assert output.shape == expected.shape
+    assert (output - expected).abs().max() < 1e-14  # worst measured: 1.1e-16
+    layer(x).sum().backward()
+    assert (layer.weight.grad - x.reshape(-1, 6).sum(0)).abs().max() < 1e-14
+
+
 def test_the_cache_holds_the_keys_and_values_of_all_tokens_so_far(gpt):
     layer = causal_layer(gpt, seed=4)
     x = torch.randn(2, 6, 12, dtype=F64)

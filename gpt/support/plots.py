@@ -177,7 +177,7 @@ def plot_attention_grid(attention: ArrayLike, title: str = "Attention of every l
         for layer, head in np.ndindex(layers, heads):
             top, left = layer * down, head * across
             mosaic[top : top + queries, left : left + keys] = _seen(attention[layer, head])
-            axes.add_patch(Rectangle((left - 0.5, top - 0.5), keys, queries, color=FORBIDDEN, linewidth=0))
+            axes.add_patch(Rectangle((left - 0.5, top - 0.5), keys, queries, color=FORBIDDEN, linewidth=0, zorder=-1))
         image = _show(axes, mosaic)
         axes.set_xticks(np.arange(heads) * across + keys / 2, [f"head {i}" for i in range(heads)], fontsize=8)
         axes.set_yticks(np.arange(layers) * down + queries / 2, [f"layer {i}" for i in range(layers)], fontsize=8)

@@ -1,0 +1,175 @@
+"""The command line: what each command prints and writes, and how it takes a mistake."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the cat sat on the mat. " * 40)
+    return path
+
+
+TINY = ["--preset", "tiny", "--context-size", "16", "--n-embd", "16", "--n-head", "2", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def run_folder(gpt, text_file, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "cat"
+    arguments = ["train", str(text_file), *TINY, "--steps", "30", "--eval-interval", "10", "--lr", "0.01"]
+    assert gpt.__main__.main([*arguments, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def command(gpt, capsys):
+    """Run one command line; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = gpt.__main__.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_train_leaves_a_model_its_record_and_a_curve(gpt, run_folder, text_file):
+    record = json.loads((run_folder / "best" / "record.json").read_text())
+    assert record["command"].startswith("python -m gpt ")
+    assert record["data"]["characters"] == len(text_file.read_text())
+    assert record["curve"]["validation"][-1][0] == 30
+    model = gpt.GPT.from_pretrained(run_folder / "best")
+    corpus = gpt.Corpus.from_text(text_file.read_text(), gpt.load_pretrained_tokenizer(run_folder / "best"))
+    score = gpt.evaluate(model, corpus.validation)
+    assert record["held_out"]["loss"] == pytest.approx(score.loss, abs=1e-6)
+    assert score.loss < 2.5  # it has learned something: ln 11 = 2.40 is the guess, 30 updates reach about 1.7
+    assert (run_folder / "curve.png").stat().st_size > 1000
+
+
+def test_train_goes_on_where_it_stopped(command, text_file, tmp_path):
+    arguments = ["train", text_file, *TINY, "--out", tmp_path / "run", "--checkpoint-interval", 5]
+    assert command(*arguments, "--steps", 5)[0] == 0
+    code, out, _ = command(*arguments, "--steps", 9, "--resume", "--log-interval", 1)
+    assert code == 0
+    assert "step 6/9" in out
+    assert "step 5/9" not in out
+
+
+def test_evaluate_prints_the_three_scores(command, run_folder, text_file):
+    code, out, _ = command("evaluate", text_file, "--model", run_folder / "best")
+    assert code == 0
+    assert "nats per token, perplexity" in out
+    assert "bits per character" in out
+
+
+def test_generate_repeats_itself_with_the_same_seed(command, run_folder):
+    arguments = ["generate", "--model", run_folder / "best", "--prompt", "the ", "--tokens", 40, "--samples", 2]
+    code, out, _ = command(*arguments)
+    assert code == 0
+    first, second = out.split("-" * 40)
+    assert first.startswith("the ")
+    assert len(first.removesuffix("\n")) == len("the ") + 40
+    assert first.strip() != second.strip()
+    assert command(*arguments)[1] == out
+
+
+def test_attend_draws_all_heads_or_one(command, run_folder, tmp_path):
+    arguments = ["attend", "--text", "the cat sat", "--model", run_folder / "best", "--out", tmp_path]
+    assert command(*arguments)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["all_heads.png", "layer_0.png", "layer_1.png"]
+    assert command(*arguments, "--layer", 1, "--head", 0)[0] == 0
+    assert (tmp_path / "layer_1_head_0.svg").read_text().startswith("<?xml")
+    assert (tmp_path / "layer_1_head_0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stats_of_the_smallest_released_model(command):
+    code, out, _ = command("stats", "gpt2_small")
+    assert code == 0
+    assert "124,439,808" in out
+
+
+def test_data_says_what_needs_no_download(command):
+    code, out, _ = command("data", "python-docs")
+    assert code == 0
+    assert "needs no download" in out
+
+
+def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
+    """A model that draws the bytes of "é" one token at a time, whatever it reads."""
+    tokenizer = gpt.BPETokenizer([], special_tokens=())
+    drawn = iter("aé€".encode())
+
+    class Speller(gpt.GPT):
+        def head(self, hidden):
+            return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
+
+    text = gpt.__main__.write_on(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, seed=0)
+    assert text == "xaé€"
+    assert capsys.readouterr().out == "xaé€\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--temperature", "-1"], "temperature must be at least 0"),
+        (["generate", "--top-k", "0"], "top_k must be an int of at least 1"),
+        (["generate", "--top-p", "1.5"], r"top_p must be in \(0, 1\]"),
+        (["generate", "--prompt", ""], "prompt must not be empty"),
+        (["generate", "--prompt", "7"], "'7'"),
+        (["generate", "--model", "nowhere"], "nowhere"),
+        (["attend", "--text", ""], "text must not be empty"),
+        (["attend", "--text", "the", "--layer", "2"], r"--layer must be in 0\.\.1 for this model, got 2"),
+        (["attend", "--text", "the cat sat on the mat."], "context_size=16"),
+        (["train", "no-such-text"], "no-such-text"),
+        (["train", "TEXT", "--tokenizer", "words"], "--tokenizer must be char, gpt2, bpe:MERGES"),
+        (["train", "TEXT", "--n-head", "3"], "n_embd must be divisible by n_head"),
+        (["train", "TEXT", "--batch-size", "0"], "batch_size"),
+        (["train", "TEXT", "--context-size", "2000"], "context_size"),
+        (["train", "TEXT", "--steps", "0"], "n_steps must be at least 1"),
+        (["train", "TEXT", "--device", "tpu"], "tpu"),
+    ],
+)
+def test_a_mistake_ends_with_code_2_and_one_line(
+    command, run_folder, text_file, tmp_path, monkeypatch, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = [text_file if argument == "TEXT" else argument for argument in arguments]
+    if arguments[0] in ("generate", "attend") and "--model" not in arguments:
+        arguments[1:1] = ["--model", run_folder / "best"]
+    if arguments[0] == "generate" and "--prompt" not in arguments:
+        arguments += ["--prompt", "the"]
+    code, _, error = command(*arguments)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing on the disk"
+
+
+@pytest.mark.parametrize("arguments", [["fly"], [], ["stats", "gpt3"], ["train"]])
+def test_what_the_parser_refuses_has_code_2(gpt, arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        gpt.__main__.main(arguments)
+    assert end.value.code == 2
+    assert "usage: python -m gpt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tour", "train", "evaluate", "generate", "attend", "stats", "data", "download"])
+def test_help_shows_examples(gpt, name, capsys):
+    with pytest.raises(SystemExit):
+        gpt.__main__.main([name, "--help"])
+    assert f"examples:\n  python -m gpt {name}" in capsys.readouterr().out
+
+
+def test_python_m_gpt_shows_no_traceback():
+    arguments = [sys.executable, "-m", "gpt", "generate", "--model", "nowhere"]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert process.stdout == ""
+    assert "Traceback" not in process.stderr
+    assert process.stderr.startswith("python -m gpt generate: ")
