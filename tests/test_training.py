@@ -91,6 +91,17 @@ def test_micro_batches_give_the_gradient_of_the_full_batch(gpt, counts):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-14, rtol=0)
 
 
+def test_unequal_micro_batches_count_by_their_targets(gpt):
+    """One with a single target and one with eight: in closed form, the mean over all nine."""
+    tokens = text_ids(16).view(2, 1, 8)
+    targets = text_ids(16, seed=6).view(2, 1, 8)
+    targets[0, 0, 1:] = -100
+    model = small_model(gpt).double()
+    losses = [model(inputs, aims)[1].item() for inputs, aims in zip(tokens, targets, strict=True)]
+    mean_loss = gpt.batch_gradient(model, list(zip(tokens, targets, strict=True)))
+    assert mean_loss == pytest.approx((1 * losses[0] + 8 * losses[1]) / 9, abs=1e-14)
+
+
 def test_accumulation_trains_like_the_large_batch(gpt):
     class Halves:
         """The batches of `loader`, in two halves each."""
@@ -213,6 +224,23 @@ def test_the_loss_is_unscaled_before_it_is_clipped(gpt):
         run.scaler = scaler
         run.update(batches, None, max_grad_norm=1e-3)
     torch.testing.assert_close(weights(scaled), weights(plain), atol=1e-12, rtol=0)
+
+
+def test_a_checkpoint_holds_the_scale_of_the_loss(gpt, tmp_path):
+    """The scaler learns its scale; a resume that starts again at the default would throw away the next updates."""
+
+    def prepared(scale):
+        model = small_model(gpt)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        run = gpt.training._Run(model, None, optimizer, "cpu", "float32", None, tmp_path, None, gpt.History())
+        run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return run
+
+    saved, resumed = prepared(1024.0), prepared(8.0)
+    saved.update([loader(gpt).next_batch()], None, None)
+    saved.save()
+    resumed.resume()
+    assert resumed.scaler.get_scale() == 1024.0
 
 
 # --- stopping and going on
