@@ -36,10 +36,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     When text is generated, x is one vector and the time goes into reading W. Linear algebra libraries read it
     faster for two columns than for one (up to three times, measured), so the vector goes in twice.
     """
-    if x.numel() > x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
+    if x.numel() != x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
         return F.linear(x, weight, bias)
     y = (weight @ x.reshape(1, -1).repeat(2, 1).T)[:, 0].view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)  # under autocast, y is the narrower one
 
 
 class Linear(nn.Linear):
@@ -59,7 +59,7 @@ def drop(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     coins = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768..32767
-    return x * torch.where(coins < round(p * 65536) - 32768, x.new_zeros(()), 1 / (1 - p))
+    return x * torch.where(coins < min(round(p * 65536), 65535) - 32768, x.new_zeros(()), 1 / (1 - p))
 
 
 class Dropout(nn.Module):
@@ -185,7 +185,12 @@ class KVCache:
         self.length = 0
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values; hand back all of them, [batch, head, length, d_head]."""
+        """Store the new tokens' keys and values; hand back all of them, [batch, head, length, d_head].
+
+        Raises ValueError for a batch of another size than the cache was made for.
+        """
+        if len(key) != len(self.keys):
+            raise ValueError(f"the cache was made for a batch of {len(self.keys)}, got {len(key)}")
         start, self.length = self.length, self.length + key.shape[-2]
         self.keys[:, :, start : self.length] = key
         self.values[:, :, start : self.length] = value

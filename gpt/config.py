@@ -42,6 +42,8 @@ class GPTConfig:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd must be divisible by n_head, got n_embd={self.n_embd}, n_head={self.n_head}")
+        if not isinstance(self.dropout, int | float) or isinstance(self.dropout, bool):
+            raise TypeError(f"dropout must be a number, got {self.dropout!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if not isinstance(self.bias, bool):

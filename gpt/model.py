@@ -53,7 +53,7 @@ class GPT(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """tokens [batch, T] of ids -> logits [batch, T, V], and the loss if targets [batch, T] are given.
 
-        The loss is the mean cross-entropy, in nats per token, over the targets that are not IGNORED (-100).
+        The loss is the mean cross-entropy, in nats per token, over targets that are not IGNORED (-100); nan if all are.
         With a cache (`new_cache`), tokens are those that follow what the cache already holds.
         Raises TypeError for ids that are not integers, ValueError for ids outside 0..V-1, for targets of another
         shape, and for more than context_size tokens.
@@ -64,7 +64,7 @@ class GPT(nn.Module):
         if targets.shape != tokens.shape:
             raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
         self._check_ids("targets", targets.masked_fill(targets == IGNORED, 0))
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
 
     def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """The residual stream after the last block and the final norm, [batch, T, d_model]."""

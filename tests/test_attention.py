@@ -501,6 +501,13 @@ def test_dropout_drops_a_fraction_p_and_keeps_the_mean(gpt):
         assert abs(both - p * p) < 5 * math.sqrt(p * p * (1 - p) * (1 + 3 * p) / n) + 2 / 65536
 
 
+def test_a_cache_for_another_batch_is_refused(gpt):
+    layer, cache = gpt.CausalSelfAttention(4, 2, 8), gpt.KVCache(2, 2, 8, 2, like=torch.zeros(1))
+    with pytest.raises(ValueError, match="the cache was made for a batch of 2, got 1"):
+        layer(torch.zeros(1, 3, 4), cache)
+    assert cache.length == 0
+
+
 def test_the_rarest_coins_are_counted_right(gpt):
     # At p = 1/65536 a single one of the 65536 coins drops, at 1 - 1/65536 all but one. An off-by-one at the threshold
     # would double that or make it nothing. n = 2^22 tosses: 64 expected, with a standard deviation of 8.
@@ -510,6 +517,8 @@ def test_the_rarest_coins_are_counted_right(gpt):
     assert 24 <= rare <= 104  # 5 sigma; measured: 64
     kept = gpt.attention.drop(ones, 1 - 1 / 65536)
     assert 24 <= kept.count_nonzero().item() <= 104  # measured: 64
+    rarer_still = gpt.attention.drop(ones, 1 - 2.0**-20)  # beyond what 16 bits tell apart: the rarest they can
+    assert rarer_still.count_nonzero().item() <= 104
     assert kept.max() == 65536
 
 

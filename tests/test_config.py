@@ -99,3 +99,9 @@ def test_dropout_must_leave_something(gpt, dropout):
 def test_bias_must_be_true_or_false(gpt, bias):
     with pytest.raises(TypeError, match=rf"^bias must be True or False, got {bias!r}$"):
         gpt.GPTConfig(bias=bias)
+
+
+@pytest.mark.parametrize("dropout", ["0.1", None, True])
+def test_dropout_must_be_a_number(gpt, dropout):
+    with pytest.raises(TypeError, match=rf"^dropout must be a number, got {dropout!r}$"):
+        gpt.GPTConfig(dropout=dropout)

@@ -132,14 +132,10 @@ BUGS = {
         {"setattr(self.history, name, value)": "pass"},
         test_training.test_the_best_model_is_kept_when_later_ones_are_worse,
     ),
-    "a checkpoint that a kill leaves half written": (
-        "checkpoint.save_checkpoint",
-        {
-            "with _temporary_beside(target) as temporary:": "if temporary := target:",
-            "temporary.mkdir()": "temporary.mkdir(parents=True)",
-            "_move_into_place(temporary, target)": "pass",
-        },
-        partial(test_checkpoint.test_a_stop_before_any_change_on_the_disk_leaves_a_complete_checkpoint, step=2),
+    "a save that writes over the old file in place": (
+        "checkpoint.atomic_file",
+        {"with _temporary_beside(path) as temporary:": "if temporary := path:"},
+        test_checkpoint.test_an_atomic_file_is_the_old_or_the_new_never_a_part,
     ),
     "a cache with the mask of a prompt without a past": (
         "attention.CausalSelfAttention.forward",

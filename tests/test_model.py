@@ -137,7 +137,7 @@ def test_the_model_is_its_parts_in_order(gpt):
 
 def test_ids_of_32_bits_are_ids_too(gpt):
     model, tokens = small_gpt(gpt), some_tokens()
-    assert torch.equal(model(tokens.int())[0], model(tokens)[0])
+    assert torch.equal(model(tokens.int(), tokens.int())[1], model(tokens, tokens)[1])
 
 
 def test_evaluation_has_no_dropout_and_training_has(gpt):

@@ -34,7 +34,7 @@ def gpt2_vocabulary(gpt):
     try:
         return gpt.gpt2_tokenizer()
     except OSError as error:
-        pytest.skip(f"GPT-2's vocabulary is not at hand: {error}")
+        pytest.skip(str(error))
 
 
 @pytest.fixture
