@@ -1,14 +1,13 @@
 """How does a token take in what other tokens know?
 
-Each token asks a question (its query), offers a label (its key) and holds some content (its value).
-It then takes an average of all values, weighted by how well its query matches each key:
+Each token asks a question (its query), offers a label (its key) and holds some content (its value). It then takes
+an average of all values, weighted by how well its query matches each key:
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d_k)) V          (Vaswani et al. 2017, equation 1)
 
-The module climbs a staircase: the equation itself, one head, one head that cannot see the future,
-many heads, and GPT-2's layer with its key-value cache. DEEP_THEORY_GUIDE.md, Part 3 derives it all.
-Attention weights are always [batch, head, query, key] (no head axis for one head). A mask is boolean:
-True where a query may look at a key.
+The module climbs a staircase: the equation itself, one head, one head that cannot see the future, many heads, and
+GPT-2's layer with its key-value cache. DEEP_THEORY_GUIDE.md, Part 3 derives it all. Attention weights are always
+[batch, head, query, key] (no head axis for one head). A mask is boolean: True where a query may look at a key.
 """
 
 from __future__ import annotations
@@ -20,57 +19,15 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
+from gpt.support.layers import Linear, drop
+
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
     """True where a query may look: at itself and at what came before, [queries, keys].
 
-    The queries are the last `queries` of the `keys` positions. So query i stands at position
-    keys - queries + i: with a cache, new tokens see all the old ones.
+    The queries are the last of the keys, so with a cache new tokens see all the old ones.
     """
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x W^T + b: x [..., d_in], weight [d_out, d_in] -> [..., d_out].
-
-    When text is generated, x is one vector and the time goes into reading W. Linear algebra libraries read it
-    faster for two columns than for one (up to three times, measured), so the vector goes in twice.
-    """
-    if x.numel() != x.shape[-1] or x.device.type != "cpu" or torch.is_grad_enabled():
-        return F.linear(x, weight, bias)
-    y = (weight @ x.reshape(1, -1).repeat(2, 1).T)[:, 0].view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias.to(y.dtype)  # under autocast, y is the narrower one
-
-
-class Linear(nn.Linear):
-    """A learned `linear`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
-
-
-def drop(x: Tensor, p: float) -> Tensor:
-    """Dropout: set each value to 0 with probability p and divide the rest by 1 - p, so the mean stays.
-
-    On the CPU the coins are 16-bit integers, four from one 64-bit draw: several times faster than
-    F.dropout's float a coin, and p is met to within 1/65536.
-    """
-    if p == 0 or x.device.type != "cpu":
-        return F.dropout(x, p)
-    draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
-    coins = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768..32767
-    return x * torch.where(coins < min(round(p * 65536), 65535) - 32768, x.new_zeros(()), 1 / (1 - p))
-
-
-class Dropout(nn.Module):
-    """`drop` while training, nothing otherwise."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def forward(self, x: Tensor) -> Tensor:
-        return drop(x, self.p) if self.training else x
 
 
 def scaled_dot_product_attention(
@@ -218,21 +175,16 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         queries, keys = _checked_length(x, self.max_seq_len, past=cache.length if cache else 0)
-        q, k, v = rearrange(
-            self.qkv(x),
-            "batch token (three head d_head) -> three batch head token d_head",
-            three=3,
-            head=self.num_heads,
-        )
+        axes = "batch token (three head d_head) -> three batch head token d_head"
+        q, k, v = rearrange(self.qkv(x), axes, three=3, head=self.num_heads)
         if cache is not None:
             k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        self.weights = None  # Those of an earlier pass do not belong to this one.
-        if self.record_weights or (dropout and x.device.type == "cpu"):
+        self.weights = None  # those of an earlier pass
+        if self.record_weights or (dropout and x.device.type == "cpu"):  # where the kernel would be slow, too
             mask = causal_mask(queries, keys, x.device)
             heads, weights = scaled_dot_product_attention(q, k, v, mask, dropout)
-            if self.record_weights:
-                self.weights = weights
+            self.weights = weights if self.record_weights else None
         elif queries in (1, keys):  # A lone query, the newest token, may look at everything: no mask.
             heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=queries > 1)
         else:

@@ -4,8 +4,7 @@ A block reads the residual stream twice and adds to it twice: attention moves in
 feed-forward network works on each token by itself. A norm before each keeps the scale of what they read, and the
 additions keep a straight path for gradients. DEEP_THEORY_GUIDE.md, Part 4.
 
-Norms and GELU stand here as equations, and as modules that call PyTorch's fused kernel of the same equation;
-tests hold the two equal.
+Norms and GELU stand here as equations, and as modules that call PyTorch's kernel for them; tests hold both equal.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt.attention import CausalSelfAttention, Dropout, KVCache, Linear
+from gpt.attention import CausalSelfAttention, KVCache
 from gpt.config import GPTConfig
+from gpt.support.layers import Dropout, Linear
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

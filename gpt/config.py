@@ -1,8 +1,7 @@
 """The numbers that define a GPT-2, checked once and frozen.
 
-Every other module takes its sizes from here. The field names are those of the released GPT-2; the layers
-use the papers' words (`d_model`, `num_heads`, `max_seq_len`). The notation table in
-DEEP_THEORY_GUIDE.md, Part 0 says which is which.
+The field names are those of the released GPT-2; the layers use the papers' words (`d_model`, `num_heads`,
+`max_seq_len`). The notation table in DEEP_THEORY_GUIDE.md, Part 0 says which is which.
 """
 
 from __future__ import annotations

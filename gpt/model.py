@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt.attention import Dropout, KVCache, linear
+from gpt.attention import KVCache
 from gpt.block import Block, LayerNorm
 from gpt.config import GPTConfig
 from gpt.positions import LearnedPositionalEncoding
+from gpt.support.layers import Dropout, linear
 
 IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
 
@@ -72,10 +73,9 @@ class GPT(nn.Module):
             raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
         self._check_ids("tokens", tokens)
         start = cache[0].length if cache else 0
-        if start + tokens.shape[1] > self.config.context_size:
-            raise ValueError(
-                f"tokens must be at most context_size={self.config.context_size} long, got {start + tokens.shape[1]}"
-            )
+        length, limit = start + tokens.shape[1], self.config.context_size
+        if length > limit:
+            raise ValueError(f"tokens must be at most context_size={limit} long, got {length}")
         x = self.dropout(self.position_embedding(self.token_embedding(tokens), start))
         for i, block in enumerate(self.blocks):
             x = block(x, cache[i] if cache else None)

@@ -134,7 +134,7 @@ BUGS = {
     ),
     "a save that writes over the old file in place": (
         "checkpoint.atomic_file",
-        {"with _temporary_beside(path) as temporary:": "if temporary := path:"},
+        {"with _temporary_beside(path) as temporary:": "path.parent.mkdir(parents=True)\n    if temporary := path:"},
         test_checkpoint.test_an_atomic_file_is_the_old_or_the_new_never_a_part,
     ),
     "a cache with the mask of a prompt without a past": (

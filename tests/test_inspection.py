@@ -227,6 +227,15 @@ def test_a_rollout_by_hand(gpt):
     assert torch.equal(result[1, 0], torch.tensor([[1, 0], [0.53125, 0.46875]]))
 
 
+def test_a_rollout_follows_a_chain_through_the_layers(gpt):
+    """Layer 0 brings token 0 to position 1, layer 1 brings that to position 2: a quarter of token 0 arrives. Were the
+    layers multiplied in the other order, nothing would."""
+    first, second = torch.eye(3), torch.eye(3)
+    first[1], second[2] = torch.tensor([1.0, 0, 0]), torch.tensor([0, 1.0, 0])
+    result = gpt.inspection.rollout(torch.stack([first, second])[:, None, None])
+    assert torch.equal(result[1, 0, 2], torch.tensor([0.25, 0.25, 0.5]))
+
+
 def test_rows_of_a_rollout_sum_to_one_and_never_see_the_future(gpt, model, tokens):
     result = gpt.inspection.rollout(gpt.inspection.trace(model, tokens).attention)
     torch.testing.assert_close(result.sum(-1), torch.ones(3, 2, 9).double(), rtol=0, atol=1e-13)  # worst 2.2e-16
@@ -322,6 +331,13 @@ def test_ablations_nest(gpt, model, tokens):
         trace = gpt.inspection.trace(model, tokens)
     bias = model.blocks[0].attention.projection.bias.detach()
     assert torch.equal(trace.attention_out[0], bias.expand(2, 9, 8))
+
+
+def test_an_ablation_writes_into_no_tensor_of_the_reader(gpt, model):
+    heads = torch.ones(1, 1, 8).double()
+    with gpt.inspection.ablated(model, 0, 0):
+        model.blocks[0].attention.projection(heads)
+    assert torch.all(heads == 1)
 
 
 def test_a_head_speaks_again_after_the_context_and_after_an_error(gpt, model, tokens):

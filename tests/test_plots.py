@@ -103,6 +103,11 @@ def test_the_queries_of_a_cached_pass_are_the_last_tokens(gpt):
     np.testing.assert_array_equal(axes.images[0].get_array().mask, [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]])
 
 
+def test_dollar_signs_in_tokens_are_not_formulas(gpt):
+    axes = gpt.plots.plot_head(causal(3, 3), ["$x$", "a", "b"], "$5 and $6").axes[0]
+    assert not any(text.get_parse_math() for text in [axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()])
+
+
 def test_a_layer_shows_each_head_on_one_scale(gpt):
     weights = causal(6, 5, 5)
     figure = gpt.plots.plot_layer(weights, TOKENS)
