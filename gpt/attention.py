@@ -10,8 +10,6 @@ GPT-2's layer with its key-value cache. DEEP_THEORY_GUIDE.md, Part 3 derives it 
 [batch, head, query, key] (no head axis for one head). A mask is boolean: True where a query may look at a key.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -50,6 +48,16 @@ def scaled_dot_product_attention(
     weights = scores.softmax(dim=-1)
     output = einsum(drop(weights, dropout), value, "... query key, ... key d_v -> ... query d_v")
     return output, weights
+
+
+def attention_in_slices(query: Tensor, key: Tensor, value: Tensor, dropout: float, size: int = 64) -> Tensor:
+    """Causal attention for `size` queries at a time, each slice with the keys that it may see and no later ones."""
+    outputs, seen = [], key.shape[-2] - query.shape[-2]
+    for part in query.split(size, dim=-2):
+        seen += part.shape[-2]
+        mask = causal_mask(part.shape[-2], seen, query.device)
+        outputs.append(scaled_dot_product_attention(part, key[..., :seen, :], value[..., :seen, :], mask, dropout)[0])
+    return torch.cat(outputs, dim=-2)
 
 
 def _check_mask(mask: Tensor) -> None:
@@ -117,8 +125,7 @@ class MultiHeadAttention(nn.Module):
         self.projection = nn.Linear(d_model, d_model, bias)
 
     def _split(self, x: Tensor) -> Tensor:
-        # Split the features, then move the head axis forward. A view(B, H, T, d_head) has the same
-        # shape, but gives each head slices of several positions (guide, Part 3).
+        # Not view(B, H, T, d_head): that has the same shape, but gives each head pieces of several positions.
         return rearrange(x, "batch token (head d_head) -> batch head token d_head", head=self.num_heads)
 
     def forward(
@@ -157,9 +164,9 @@ class KVCache:
 class CausalSelfAttention(nn.Module):
     """GPT-2's attention layer. x [batch, T, d_model] -> [batch, T, d_model].
 
-    One matrix makes queries, keys and values at once. Two paths give the same result: PyTorch's fused kernel
-    and, while `record_weights` is True, the readable equation, which leaves its weights in `weights`. So a heat
-    map shows the very pass that ran. Raises ValueError for more than max_seq_len tokens, cached ones included.
+    One matrix makes queries, keys and values at once. PyTorch's fused kernel and, while `record_weights` is True, the
+    readable equation give the same result; the latter leaves its weights in `weights`, so a heat map shows the very
+    pass that ran. Raises ValueError for more than max_seq_len tokens, cached ones included.
     """
 
     def __init__(
@@ -181,10 +188,11 @@ class CausalSelfAttention(nn.Module):
             k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
         self.weights = None  # those of an earlier pass
-        if self.record_weights or (dropout and x.device.type == "cpu"):  # where the kernel would be slow, too
+        if self.record_weights:
             mask = causal_mask(queries, keys, x.device)
-            heads, weights = scaled_dot_product_attention(q, k, v, mask, dropout)
-            self.weights = weights if self.record_weights else None
+            heads, self.weights = scaled_dot_product_attention(q, k, v, mask, dropout)
+        elif dropout and x.device.type == "cpu":  # the kernel would compute all weights, the masked half too
+            heads = attention_in_slices(q, k, v, dropout)
         elif queries in (1, keys):  # A lone query, the newest token, may look at everything: no mask.
             heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=queries > 1)
         else:

@@ -7,8 +7,6 @@ additions keep a straight path for gradients. DEEP_THEORY_GUIDE.md, Part 4.
 Norms and GELU stand here as equations, and as modules that call PyTorch's kernel for them; tests hold both equal.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -21,10 +19,9 @@ from gpt.support.layers import Dropout, Linear
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
-    """Centre and rescale each token's vector: (x - mean) / sqrt(variance + eps) * weight + bias.
+    """Centre and rescale each token's vector: (x - mean) / sqrt(variance + eps) * weight + bias (Ba et al. 2016).
 
-    The variance is the biased one (divide by n, not n - 1), with eps inside the root (Ba et al. 2016; the
-    released GPT-2). At n = 4 the unbiased one would be a third larger.
+    The variance is the biased one (divide by n, not n - 1): at n = 4 the unbiased one would be a third larger.
     """
     mean = x.mean(dim=-1, keepdim=True)
     variance = (x - mean).square().mean(dim=-1, keepdim=True)
@@ -40,8 +37,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-5) -> Tensor:
 def gelu(x: Tensor, approximate: str = "tanh") -> Tensor:
     """x times the chance that a standard normal falls below x (Hendrycks & Gimpel 2016).
 
-    "tanh" is GPT-2's approximation, "none" the exact x Phi(x). They differ by up to 4.7e-4 (guide, Part 4): enough
-    to matter for weights that were trained with one and are run with the other.
+    "tanh" is GPT-2's approximation, "none" the exact x Phi(x). They differ by up to 4.7e-4 (guide, Part 4).
     """
     if approximate == "none":
         return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))

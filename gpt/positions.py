@@ -5,8 +5,6 @@ Attention treats its inputs as a set: shuffle the tokens and the outputs are shu
 vector. The Transformer computes it from sines and cosines; GPT-2 learns it.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
@@ -17,9 +15,8 @@ def sinusoids(max_len: int, d_model: int) -> Tensor:
         PE(pos, 2i)   = sin(pos / 10000^(2i / d_model))
         PE(pos, 2i+1) = cos(pos / 10000^(2i / d_model))
 
-    Each pair of columns is a clock hand that turns at its own speed, so a step of k positions rotates each pair
-    by a fixed angle, wherever it starts. Computed in float64 and rounded once: float32 would lose digits at
-    large positions. Raises ValueError for an odd d_model, which would leave a sine without its cosine.
+    Each pair of columns is a clock hand that turns at its own speed, so a step of k positions rotates each pair by a
+    fixed angle, wherever it starts. Computed in float64 and rounded once. Raises ValueError for an odd d_model.
     """
     if d_model % 2:
         raise ValueError(f"d_model must be even for sinusoids (each sine needs its cosine), got {d_model}")

@@ -412,6 +412,23 @@ def test_attention_dropout_drops_weights_while_training_only(gpt):
     assert (layer(x) - 1).abs().max() < 1e-5  # measured: 6.0e-8
 
 
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 150])
+def test_slices_of_queries_give_the_same_attention_and_gradients(gpt, length):
+    """With a dropout too rare to drop anything, training takes the path in slices and must equal the fused one."""
+    torch.manual_seed(15)
+    layer = gpt.CausalSelfAttention(8, 2, 200, dropout=1e-13).double()
+    x, pull = torch.randn(2, 2, length, 8, dtype=F64)
+    results = []
+    for mode in (True, False):
+        layer.train(mode).zero_grad()
+        leaf = x.clone().requires_grad_()
+        output = layer(leaf)
+        (output * pull).sum().backward()
+        results.append([output, leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+    for sliced, fused in zip(*results, strict=True):
+        assert (sliced - fused).abs().max() < 1e-11
+
+
 def test_the_returned_weights_are_those_before_dropout(gpt):
     torch.manual_seed(18)
     query, key, value = torch.randn(3, 20, 4)

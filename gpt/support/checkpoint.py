@@ -116,7 +116,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     with _temporary_beside(path) as temporary:
+        temporary.touch()
+        permissions = temporary.stat().st_mode
         yield temporary
+        temporary.chmod(permissions)  # those of any new file: safetensors would make it private
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)

@@ -40,7 +40,9 @@ def drop(x: Tensor, p: float) -> Tensor:
         return F.dropout(x, p)
     draws = torch.empty(x.numel() // 4 + 1, dtype=torch.int64).random_(-(2**63), None)
     coins = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform on -32768..32767
-    return x * torch.where(coins < min(round(p * 65536), 65535) - 32768, x.new_zeros(()), 1 / (1 - p))
+    threshold = min(round(p * 65536), 65535) - 32768
+    keep = torch.ge(coins, threshold, out=torch.empty_like(x))  # 0 or 1
+    return x * keep.div_(1 - p)
 
 
 class Dropout(nn.Module):

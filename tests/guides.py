@@ -1,0 +1,272 @@
+"""How does a guide prove what it says? Its code is run, and what it prints must be what stands in it.
+
+A guide is a Markdown file that is executed from top to bottom; all its blocks share one set of variables.
+Code stands in one of two places, and what it prints right below it (blank lines and `</details>` may come between):
+
+    ```python                          <!-- python
+    print(loss)                        print("The loss is", loss)
+    ```                                -->
+
+    ```text                            <!-- printed -->
+    1.2345                             The loss is 1.2345
+    ```                                <!-- /printed -->
+
+The left one is for code that the reader should see. A comment (right) is not shown on GitHub or in the book: it
+holds the line that makes a table or a sentence with numbers. What is printed between the `printed` marks is
+Markdown. Both kinds of code go with both kinds of output. Code that prints nothing needs no output.
+
+A claim is a numbered formula, `\\tag{3.2}`. A block that says `# (3.2)` in a comment of its own checks it, and must
+stand behind the formula, before the next heading.
+
+`make guides` writes what is printed into the guides. Each other function here returns a list of problems, each of
+them "file:line: what is wrong", and an empty list if all is well.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import traceback
+import unicodedata
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+GUIDES = [ROOT / name for name in ("WORKED_EXAMPLE.md", "DEEP_THEORY_GUIDE.md") if (ROOT / name).exists()]
+CODE = {"```python": "```", "<!-- python": "-->"}  # how a block of each kind opens and closes
+OUTPUT = {"```text": "```", "<!-- printed -->": "<!-- /printed -->"}
+
+
+# --- running
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some lines of a guide: "code", "output", "fence" (other code, only shown) or "prose". `line` counts from 1."""
+
+    kind: str
+    line: int
+    lines: list[str]  # without the marks around them
+    closed: bool = True
+
+
+def parts_of(text: str) -> list[Part]:
+    """Cut a guide into its parts."""
+    parts, lines, i = [], text.splitlines(), 0
+    while i < len(lines):
+        mark = lines[i].strip()
+        kind = "code" if mark in CODE else "output" if mark in OUTPUT else "fence" if mark[:3] == "```" else "prose"
+        if kind == "prose":
+            parts.append(Part(kind, i + 1, [lines[i]]))
+            i += 1
+            continue
+        end = (CODE | OUTPUT).get(mark, "```")
+        stop = next((j for j in range(i + 1, len(lines)) if lines[j].strip() == end), None)
+        body = lines[i + 1 : stop]
+        parts.append(Part(kind, i + 2, body, closed=stop is not None))
+        i = len(lines) if stop is None else stop + 1
+    return parts
+
+
+def run(guide: Path, update: bool = False) -> list[str]:
+    """Execute a guide. With `update`, what is printed is written into it, unless something else is wrong."""
+    problems, written = [], guide.read_text().splitlines()
+    variables = {"__name__": "guide"}
+    printed, code, replaced = None, None, []
+
+    def unanswered() -> None:
+        if printed:
+            problems.append(f"{guide.name}:{code.line}: this code prints, but no output stands below it")
+
+    for part in parts_of(guide.read_text()):
+        if not part.closed:
+            problems.append(f"{guide.name}:{part.line - 1}: this block is never closed")
+        elif part.kind == "code":
+            unanswered()
+            code, (printed, error) = part, _execute(part, guide, variables)
+            if error:
+                return [*problems, error]
+        elif part.kind == "output" and printed is None:
+            problems.append(f"{guide.name}:{part.line}: no code stands above this output")
+        elif part.kind == "output":
+            if part.lines != printed and not update:
+                problems.append(_difference(guide, part, printed))
+            replaced.append((part, printed))
+            printed = None
+        elif part.lines[0].strip() not in ("", "</details>") if part.lines else True:  # prose ends what code can claim
+            unanswered()
+            printed = None
+    unanswered()
+    if update and not problems:
+        for part, new in reversed(replaced):  # from below, so that line numbers stay true
+            written[part.line - 1 : part.line - 1 + len(part.lines)] = new
+        guide.write_text("\n".join(written) + "\n")
+    return problems
+
+
+def _execute(code: Part, guide: Path, variables: dict) -> tuple[list[str], str | None]:
+    """Run one block: the lines that it prints, and what went wrong. Blank lines in front make the line numbers true."""
+    output = io.StringIO()
+    try:
+        with redirect_stdout(output):
+            exec(compile("\n" * (code.line - 1) + "\n".join(code.lines), str(guide), "exec"), variables)
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(guide)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None) or code.line
+        return [], f"{guide.name}:{line}: {type(error).__name__}: {error}"
+    return [line.rstrip() for line in output.getvalue().rstrip().splitlines()], None
+
+
+def _difference(guide: Path, part: Part, printed: list[str]) -> str:
+    length = min(len(part.lines), len(printed))
+    at = next((i for i in range(length) if part.lines[i] != printed[i]), length)
+    stands, new = (lines[at] if at < len(lines) else "nothing" for lines in (part.lines, printed))
+    return f"{guide.name}:{part.line + at}: here stands\n    {stands}\nbut the code prints\n    {new}"
+
+
+# --- what a block may call to print numbers
+
+
+def number(value: float, digits: int = 4) -> str:
+    """The value, rounded; a zero has no sign.
+
+    Raises ValueError if the value is so near to the edge between two roundings that another machine might print
+    the other one.
+    """
+    scaled = abs(value) * 10**digits
+    if not np.isfinite(value) or abs(scaled % 1 - 0.5) < max(1e-9 * 10**digits, 1e-12 * scaled):
+        raise ValueError(f"{value!r} cannot be written with {digits} digits: it is not finite or lies at the edge")
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text
+
+
+def table(corner: str, values: np.ndarray, rows: list[str], columns: list[str], digits: int = 4) -> None:
+    """Print values [rows, columns] as a Markdown table. Values that are masked out (nan) are shown as a dot."""
+    print(f"| {corner} | " + " | ".join(columns) + " |")
+    print("|---|" + "--:|" * len(columns))
+    for name, row in zip(rows, np.asarray(values, dtype=float).reshape(len(rows), len(columns)), strict=True):
+        cells = ["·" if np.isnan(value) else number(value, digits) for value in row]
+        print(f"| **{name}** | " + " | ".join(cells) + " |")
+
+
+def by_hand(where: str, expression: str, value: float, digits: int = 4, within: float | None = None) -> None:
+    """Print one entry worked out with a pocket calculator, and hold it against the true value.
+
+    `expression` holds the numbers as the guide prints them, so its value may be off by what their rounding explains:
+    `within` (five units of the last digit if not given). Raises AssertionError if it is off by more.
+    """
+    functions = {"sqrt": np.sqrt, "exp": np.exp, "ln": np.log, "tanh": np.tanh}
+    result = float(eval(expression, {"__builtins__": {}}, functions))
+    within = 5 * 10.0**-digits if within is None else within
+    assert abs(result - value) <= within, f"{where}: {expression} = {result}, but the table's entry is {value}"
+    typeset = re.sub(r"sqrt\b", "√", expression.replace("**", "^").replace(" * ", " × ").replace("-", "−"))
+    print(f"✎ *{where}:* `{typeset} = {number(value, digits).replace('-', '−')}`")
+
+
+def same(one: np.ndarray, other: np.ndarray, tolerance: float = 1e-10) -> None:
+    """Raise AssertionError unless two arrays agree everywhere, in shape and to within the tolerance."""
+    one, other = np.asarray(one), np.asarray(other)
+    assert one.shape == other.shape, f"shapes {one.shape} and {other.shape} differ"
+    assert np.abs(one - other).max() <= tolerance, f"they differ by up to {np.abs(one - other).max()}"
+
+
+# --- reading without running
+
+
+def claims(guide: Path) -> list[str]:
+    """Claims without a check, checks without a claim, and numbers that two claims share."""
+    problems, open_claims, seen = [], {}, set()
+
+    def unchecked() -> None:
+        problems.extend(f"{guide.name}:{line}: claim ({tag}) has no check" for tag, line in open_claims.items())
+        open_claims.clear()
+
+    for part in parts_of(guide.read_text()):
+        if part.kind == "code":
+            for offset, text in enumerate(part.lines):
+                for tag in re.findall(r"\(([\w.]+)\)", text) if re.match(r"# \(", text) else []:
+                    if tag not in open_claims and tag not in seen:
+                        problems.append(f"{guide.name}:{part.line + offset}: a check of ({tag}), which is not claimed")
+                    open_claims.pop(tag, None)
+        for offset, text in enumerate(part.lines if part.kind in ("prose", "fence") else []):
+            if part.kind == "prose" and re.match(r"#+ ", text):
+                unchecked()
+            for tag in re.findall(r"\\tag\{([^}]*)\}", text):
+                if tag in seen:
+                    problems.append(f"{guide.name}:{part.line + offset}: the number ({tag}) is taken")
+                seen.add(tag)
+                open_claims[tag] = part.line + offset
+    unchecked()
+    return problems
+
+
+def links(guide: Path) -> list[str]:
+    """Relative links to files or headings that do not exist; images without alt text. The web is not asked."""
+    problems = []
+    for line, text in _prose(guide):
+        for image, words, target in re.findall(r"(!?)\[((?:[^\[\]]|!?\[[^\]]*\])*)\]\(([^)\s]+)[^)]*\)", text):
+            if image and not words.strip():
+                problems.append(f"{guide.name}:{line}: the image {target} has no alt text")
+            for inner in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", words):  # an image that is a link
+                problems += _broken(guide, line, inner[1])
+            problems += _broken(guide, line, target)
+        for tag in re.findall(r"<img\b[^>]*>", text):
+            attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+            if not attributes.get("alt", "").strip():
+                problems.append(f"{guide.name}:{line}: the image {attributes.get('src')} has no alt text")
+            problems += _broken(guide, line, attributes.get("src", ""))
+    return problems
+
+
+def _broken(guide: Path, line: int, target: str) -> list[str]:
+    if re.match(r"[a-z]+:", target):  # https:, mailto:
+        return []
+    path, _, anchor = target.partition("#")
+    file = (guide.parent / path) if path else guide
+    if not file.is_file():
+        return [f"{guide.name}:{line}: {target} leads to no file"]
+    if anchor and file.suffix == ".md" and anchor not in anchors(file):
+        return [f"{guide.name}:{line}: {target} leads to no heading"]
+    return []
+
+
+def anchors(guide: Path) -> set[str]:
+    """The names under which GitHub links to a file's headings, and those set with <a id="...">."""
+    names, counts = set(), {}
+    for _, text in _prose(guide):
+        names.update(re.findall(r'<a (?:id|name)="([^"]+)"', text))
+        if heading := re.match(r"#{1,6} +(.*?)[ #]*$", text):
+            words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).strip().lower()
+            kept = "".join(c for c in words if c in " -_" or unicodedata.category(c)[0] in "LN").replace(" ", "-")
+            counts[kept] = counts.get(kept, -1) + 1
+            names.add(f"{kept}-{counts[kept]}" if counts[kept] else kept)
+    return names
+
+
+def unproven(guide: Path) -> list[str]:
+    """Numbers that no code prints: in tables written by hand, or under a fence such as ```py, which is not run."""
+    problems = []
+    for part in parts_of(guide.read_text()):
+        if part.kind == "prose" and part.lines[0].lstrip().startswith("|"):
+            cells = [cell.strip(" *`$") for cell in part.lines[0].split("|")]
+            if any(re.fullmatch(r"[-−+]?\d[\d,]*\.?\d*%?", cell) for cell in cells):
+                problems.append(f"{guide.name}:{part.line}: a number in a table that no code prints")
+    for line, text in enumerate(guide.read_text().splitlines(), start=1):
+        mark = text.strip()
+        looks_like_code = re.match(r"```+ ?(py|text)|<!-- ?(python|printed)|~~~", mark)
+        if looks_like_code and (mark not in CODE | OUTPUT or text != mark):
+            problems.append(f"{guide.name}:{line}: {text!r} is not run or compared: write it as one of {[*CODE, *OUTPUT]}")
+    return problems
+
+
+def _prose(guide: Path) -> list[tuple[int, str]]:
+    """What is shown as text: prose, and what code prints as Markdown. Inline code is left out."""
+    shown = []
+    lines = guide.read_text().splitlines()
+    for part in parts_of(guide.read_text()):
+        if part.kind == "prose" or (part.kind == "output" and lines[part.line - 2].strip() == "<!-- printed -->"):
+            shown += [(part.line + i, re.sub(r"`[^`]*`", "", text)) for i, text in enumerate(part.lines)]
+    return shown
