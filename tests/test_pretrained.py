@@ -6,8 +6,10 @@ and gains uneven, so that no tensor can be mixed up or dropped unseen.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
+import os
 import pickle
 import re
 import shutil
@@ -534,13 +536,31 @@ def test_a_model_with_the_vocabulary_of_gpt2_knows_its_end_of_text(gpt, tmp_path
 
 
 def test_the_bundled_model_and_its_tokenizer_fit_each_other(gpt):
-    if not gpt.pretrained.BUNDLED["tinyshakespeare"].is_dir():
-        pytest.skip("the bundled model is not at hand: gpt/support/tinyshakespeare")
     model = gpt.GPT.from_pretrained("tinyshakespeare")
     tokenizer = gpt.pretrained.load_pretrained_tokenizer("tinyshakespeare")
     assert model.config.vocab_size == tokenizer.vocab_size == 65
     ids = torch.tensor([tokenizer.encode("First Citizen:\nBefore we proceed any further, hear me speak.")])
     assert model(ids[:, :-1], ids[:, 1:])[1] < 2.0  # nats per character; an untrained model has ln 65 = 4.17
+
+
+def test_the_bundled_model_is_the_char_preset_and_small_enough_to_carry(gpt):
+    folder = gpt.pretrained.BUNDLED["tinyshakespeare"]
+    config = gpt.GPT.from_pretrained("tinyshakespeare").config
+    assert dataclasses.replace(config, dropout=gpt.GPTConfig.char().dropout) == gpt.GPTConfig.char()
+    assert (folder / "model.safetensors").stat().st_size <= 7_000_000
+
+
+def test_the_bundled_model_has_the_loss_that_its_record_claims(gpt):
+    """At most 1.52 nats per character over the whole last tenth of Tiny Shakespeare, in windows of 128."""
+    record = json.loads((gpt.pretrained.BUNDLED["tinyshakespeare"] / "record.json").read_text())
+    assert record["data"]["sha256"] == gpt.data.DOWNLOADS["tinyshakespeare"][1]
+    assert record["held_out"]["loss"] == min(loss for _, loss in record["curve"]["validation"]) <= 1.52
+    if not (Path(os.environ.get("GPT_DATA_DIR") or "data") / "tinyshakespeare.txt").exists():
+        pytest.skip("Tiny Shakespeare is not at hand: python -m gpt data tinyshakespeare")
+    model, tokenizer = (load("tinyshakespeare") for load in (gpt.GPT.from_pretrained, gpt.load_pretrained_tokenizer))
+    corpus = gpt.Corpus.from_text(gpt.load_text("tinyshakespeare"), tokenizer)
+    assert len(corpus.validation) == 111_540
+    assert gpt.evaluate(model, corpus.validation).loss == pytest.approx(record["held_out"]["loss"], abs=1e-5)
 
 
 def test_the_bundled_name_leads_to_the_bundled_folder(gpt, saved, monkeypatch, tmp_path):
