@@ -145,19 +145,30 @@ def vocabulary_size(tokenizer) -> int:
     return tokenizer.n_vocab if hasattr(tokenizer, "n_vocab") else tokenizer.vocab_size
 
 
-def model_config(options: argparse.Namespace, vocab_size: int) -> GPTConfig:
+def make_model(options: argparse.Namespace, vocab_size: int) -> GPT:
+    """A new model of the preset's sizes, or the one that --init names, with what the options change."""
     own = ("context_size", "n_layer", "n_head", "n_embd", "dropout")
     changes = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
-    return replace(getattr(GPTConfig, options.preset)(), vocab_size=vocab_size, **changes)
+    if options.init is None:
+        return GPT(replace(getattr(GPTConfig, options.preset)(), vocab_size=vocab_size, **changes))
+    if changes.keys() - {"dropout"}:
+        raise ValueError("with --init the sizes are those of that model; only --dropout can differ")
+    start = load_pretrained(options.init)
+    model = GPT(replace(start.config, **changes))
+    model.load_state_dict(start.state_dict())
+    return model
 
 
 def run_train(options: argparse.Namespace) -> None:
     text = load_text(options.text)
-    tokenizer = make_tokenizer(options.tokenizer, text)
+    if options.init is None:
+        tokenizer = make_tokenizer(options.tokenizer, text)
+    else:
+        tokenizer = load_pretrained_tokenizer(options.init)
     corpus = Corpus.from_text(text, tokenizer)
-    config = model_config(options, vocabulary_size(tokenizer))
     torch.manual_seed(options.seed)
-    model = GPT(config)
+    model = make_model(options, vocabulary_size(tokenizer))
+    config = model.config
     loader = RandomWindows(corpus.train, config.context_size, options.batch_size, options.seed)
     say(f"{model.num_parameters():,} parameters, {len(corpus.train):,} tokens to learn from")
     history, started = History(), time.perf_counter()
@@ -175,7 +186,7 @@ def run_train(options: argparse.Namespace) -> None:
         validation=corpus.validation,
         eval_interval=options.eval_interval,
         folder=options.out,
-        tokenizer=None if options.tokenizer == "gpt2" else tokenizer,
+        tokenizer=tokenizer if hasattr(tokenizer, "save") else None,
         checkpoint_interval=options.checkpoint_interval,
         resume=options.resume,
         history=history,
@@ -342,10 +353,12 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("figures/tour"), help="folder for the figures")
 
     sub = command("train", run_train, "train a model on a text", f"{PYTHON_DOCS} --steps 2000 --out runs/docs",
-                  "my.txt --tokenizer bpe:1000 --preset tiny", "my.txt --out runs/mine --resume")  # fmt: skip
+                  "my.txt --tokenizer bpe:1000 --preset tiny", "my.txt --init gpt2 --lr 1e-4 --steps 200",
+                  "my.txt --out runs/mine --resume")  # fmt: skip
     sub.add_argument("text", help=f"{PYTHON_DOCS}, {', '.join(DOWNLOADS)} or a file; its last tenth is held out")
     sub.add_argument("--out", type=Path, default=Path("runs/model"), help="folder for checkpoints and the best model")
     sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    sub.add_argument("--init", metavar="MODEL", help="go on from this model and its tokenizer, not from random weights")
     sub.add_argument("--preset", choices=PRESETS, default="char", help="sizes of the model (default: char)")
     for name in ("context-size", "n-layer", "n-head", "n-embd"):
         sub.add_argument(f"--{name}", type=int, help="instead of the preset's")

@@ -61,6 +61,16 @@ def test_train_goes_on_where_it_stopped(command, text_file, tmp_path):
     assert "step 5/9" not in out
 
 
+def test_train_goes_on_from_another_model(gpt, command, run_folder, text_file, tmp_path):
+    """At rate 0 nothing moves: what comes out is the model that went in, with its tokenizer."""
+    arguments = ["train", text_file, "--init", run_folder / "best", "--steps", 1, "--lr", 0, "--dropout", 0.3]
+    assert command(*arguments, "--out", tmp_path)[0] == 0
+    start, end = (gpt.GPT.from_pretrained(folder / "best") for folder in (run_folder, tmp_path))
+    assert torch.equal(end.token_embedding.weight, start.token_embedding.weight)
+    assert end.config.dropout == 0.3
+    assert (tmp_path / "best" / "tokenizer.json").read_text() == (run_folder / "best" / "tokenizer.json").read_text()
+
+
 def test_evaluate_prints_the_three_scores(command, run_folder, text_file):
     code, out, _ = command("evaluate", text_file, "--model", run_folder / "best")
     assert code == 0
@@ -133,6 +143,7 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         (["train", "TEXT", "--context-size", "2000"], "context_size"),
         (["train", "TEXT", "--steps", "0"], "n_steps must be at least 1"),
         (["train", "TEXT", "--device", "tpu"], "tpu"),
+        (["train", "TEXT", "--init", "tinyshakespeare", "--n-layer", "3"], "with --init the sizes are those"),
     ],
 )
 def test_a_mistake_ends_with_code_2_and_one_line(
