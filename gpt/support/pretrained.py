@@ -90,14 +90,18 @@ def load_pretrained(name: str | Path) -> GPT:
 def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer | tiktoken.Encoding:
     """The tokenizer that the model of this name was trained with.
 
-    Raises ValueError for an unknown name or a folder without one; OSError if GPT-2's vocabulary cannot be downloaded.
+    A folder without a tokenizer.json has GPT-2's own, if its model has as many tokens. Raises ValueError for an
+    unknown name or if there is none; OSError if GPT-2's vocabulary cannot be downloaded.
     """
     if name in RELEASED:
         return gpt2_tokenizer()
-    path = _folder(name) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"{path.parent} holds no tokenizer.json; a model with GPT-2's vocabulary has gpt2_tokenizer()")
-    return load_tokenizer(path)
+    folder = _folder(name)
+    if (folder / "tokenizer.json").is_file():
+        return load_tokenizer(folder / "tokenizer.json")
+    vocab_size = _read_config(folder / "config.json").vocab_size
+    if vocab_size != GPTConfig.gpt2_small().vocab_size:
+        raise ValueError(f"{folder} holds no tokenizer.json, and with {vocab_size} tokens it is not GPT-2's")
+    return gpt2_tokenizer()
 
 
 def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | BPETokenizer | None = None) -> None:
