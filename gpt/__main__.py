@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
+import os
 import shlex
 import sys
 import time
@@ -27,8 +29,8 @@ from gpt.support import plots
 from gpt.support.checkpoint import atomic_file
 from gpt.support.data import DOWNLOADS, PYTHON_DOCS, Corpus, RandomWindows, fetch, load_text
 from gpt.support.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer
-from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
-from gpt.training import PRECISIONS, History, adamw, cosine_schedule, evaluate, pick_device, train
+from gpt.tokens import END_OF_TEXT, BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
+from gpt.training import PRECISIONS, Evaluation, History, adamw, cosine_schedule, evaluate, pick_device, train
 
 PRESETS = ("tiny", "char", "gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl")
 BUNDLED = "tinyshakespeare"
@@ -69,6 +71,8 @@ def write_on(model: GPT, tokenizer, prompt: str, n_tokens: int, seed: int, **sam
 def run_generate(options: argparse.Namespace) -> None:
     model, tokenizer = load_pretrained(options.model), load_pretrained_tokenizer(options.model)
     model.to(pick_device(options.device))
+    special_tokens = getattr(tokenizer, "special_tokens", {})
+    eos_token = getattr(tokenizer, "eot_token", special_tokens.get(END_OF_TEXT))  # tiktoken's name, or ours
     for sample in range(options.samples):
         if sample:
             say("-" * 40)
@@ -81,14 +85,17 @@ def run_generate(options: argparse.Namespace) -> None:
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
+            eos_token=eos_token,
         )
 
 
 # --- attend
 
 
-def token_texts(tokenizer, ids: list[int]) -> list[str]:
-    return [tokenizer.decode([i]) for i in ids]
+def token_texts(tokenizer, ids: list[int]) -> list[str | bytes]:
+    """What each token stands for; of a byte-level tokenizer in bytes, as a token may be half a character."""
+    decode = getattr(tokenizer, "decode_bytes", tokenizer.decode)
+    return [decode([i]) for i in ids]
 
 
 def draw_attention(model: GPT, tokenizer, text: str, out: Path, layers: list[int], head: int | None) -> list[Path]:
@@ -150,9 +157,9 @@ def make_model(options: argparse.Namespace, vocab_size: int) -> GPT:
     own = ("context_size", "n_layer", "n_head", "n_embd", "dropout")
     changes = {name: getattr(options, name) for name in own if getattr(options, name) is not None}
     if options.init is None:
-        return GPT(replace(getattr(GPTConfig, options.preset)(), vocab_size=vocab_size, **changes))
-    if changes.keys() - {"dropout"}:
-        raise ValueError("with --init the sizes are those of that model; only --dropout can differ")
+        return GPT(replace(getattr(GPTConfig, options.preset or "char")(), vocab_size=vocab_size, **changes))
+    if changes.keys() - {"dropout"} or options.preset or options.tokenizer:
+        raise ValueError("with --init the sizes and the tokenizer are those of that model; only --dropout can differ")
     start = load_pretrained(options.init)
     model = GPT(replace(start.config, **changes))
     model.load_state_dict(start.state_dict())
@@ -162,7 +169,7 @@ def make_model(options: argparse.Namespace, vocab_size: int) -> GPT:
 def run_train(options: argparse.Namespace) -> None:
     text = load_text(options.text)
     if options.init is None:
-        tokenizer = make_tokenizer(options.tokenizer, text)
+        tokenizer = make_tokenizer(options.tokenizer or "char", text)
     else:
         tokenizer = load_pretrained_tokenizer(options.init)
     corpus = Corpus.from_text(text, tokenizer)
@@ -196,8 +203,10 @@ def run_train(options: argparse.Namespace) -> None:
         say(f"Stopped early. Nothing is lost: the same command with --resume goes on from {options.out}")
     if not history.validation:
         return
+    if not math.isfinite(history.best):
+        raise ValueError("training diverged: no validation loss was a number; try a lower --lr")
     best = options.out / "best"
-    score = evaluate(load_pretrained(best), corpus.validation, corpus.validation_characters)
+    score = held_out_score(load_pretrained(best).to(pick_device(options.device)), corpus)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     record = {
         "command": shlex.join(["python", "-m", "gpt", *sys.argv[1:]]),
@@ -216,7 +225,13 @@ def run_train(options: argparse.Namespace) -> None:
     say(f"best model: {scores(score)}\nwrote {best} (use it with --model {best}) and {options.out / 'curve.png'}")
 
 
-def scores(score) -> str:
+def held_out_score(model: GPT, corpus: Corpus) -> Evaluation:
+    """The whole validation split. Its first token is only read, so its characters are not counted."""
+    first = corpus.tokenizer.decode(corpus.validation[:1].tolist())
+    return evaluate(model, corpus.validation, corpus.validation_characters - len(first))
+
+
+def scores(score: Evaluation) -> str:
     return (
         f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}, "
         f"{score.bits_per_character:.3f} bits per character"
@@ -227,7 +242,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
     model, tokenizer = load_pretrained(options.model), load_pretrained_tokenizer(options.model)
     corpus = Corpus.from_text(load_text(options.text), tokenizer)
     model.to(pick_device(options.device))
-    say(f"last tenth of {options.text}: {scores(evaluate(model, corpus.validation, corpus.validation_characters))}")
+    say(f"last tenth of {options.text}: {scores(held_out_score(model, corpus))}")
 
 
 # --- stats, data, download
@@ -235,16 +250,16 @@ def run_evaluate(options: argparse.Namespace) -> None:
 
 def run_stats(options: argparse.Namespace) -> None:
     config = getattr(GPTConfig, options.preset)()
-    context = options.context or config.context_size
-    total = parameter_count(config)
+    context = config.context_size if options.context is None else options.context
+    total, memory = parameter_count(config), memory_table(config, options.batch_size, context)
     say(f"{options.preset}: {asdict(config)}\n")
     for name, count in parameters_by_component(config).items():
         say(f"  {name:<24}{count:>16,}  {count / total:6.1%}")
     say(f"  {'parameters':<24}{total:>16,}\n")
     say(f"FLOPs per token at context {context}: {flops_per_token(config, context):,} forward, "
         f"{flops_per_token(config, context, training=True):,} in training\n")  # fmt: skip
-    say(f"Memory in float32, batch {options.batch_size}, context {context}:")
-    for name, size in memory_table(config, options.batch_size, context).items():
+    say(f"Memory in float32, batch {options.batch_size}, context {context}, without dropout:")
+    for name, size in memory.items():
         say(f"  {name:<24}{size / 2**20:>12,.1f} MiB")
 
 
@@ -282,7 +297,7 @@ def run_tour(options: argparse.Namespace) -> None:
     model = GPT(config)
     loader = RandomWindows(corpus.train, config.context_size, 32, options.seed)
     say(f"{model.num_parameters():,} parameters, {len(corpus.train):,} characters to learn from")
-    before = evaluate(model, corpus.validation, corpus.validation_characters)
+    before = held_out_score(model, corpus)
     say(f"before: {scores(before)}")
     n_steps, history = steps_in(options.seconds, config), History()
     train(
@@ -297,8 +312,7 @@ def run_tour(options: argparse.Namespace) -> None:
         eval_interval=max(1, n_steps // 5),
         history=history,
     )
-    after = evaluate(model, corpus.validation, corpus.validation_characters)
-    say(f"after {len(history.train) and history.train[-1][0]} steps: {scores(after)}")
+    say(f"after {history.step} steps: {scores(held_out_score(model, corpus))}")
     files.append(plots.save(plots.plot_training(history.train, history.validation), options.out / "training.png"))
     say("a sample:")
     write_on(model, tokenizer, "The ", 300, options.seed, temperature=0.7)
@@ -319,12 +333,26 @@ def steps_in(seconds: float, config: GPTConfig) -> int:
     loader = RandomWindows(torch.randint(config.vocab_size, (10_000,)), config.context_size, 32)
     optimizer = adamw(model)
     train(model, loader, 3, optimizer, "cpu")  # the first steps are slower
-    started = time.perf_counter()
-    train(model, loader, steps, optimizer, "cpu")
+    started, history = time.perf_counter(), History()
+    train(model, loader, steps, optimizer, "cpu", history=history)
+    if history.stopped_early:
+        raise KeyboardInterrupt
     return max(20, int(seconds * steps / (time.perf_counter() - started)))
 
 
 # --- the parser
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """For argparse: an int that is not smaller."""
+
+    def parse(text: str) -> int:
+        if int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"must be at least {lowest}, got {text}")
+        return int(text)
+
+    parse.__name__ = "int"  # the word argparse uses for a text that is no number
+    return parse
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -359,17 +387,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, default=Path("runs/model"), help="folder for checkpoints and the best model")
     sub.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
     sub.add_argument("--init", metavar="MODEL", help="go on from this model and its tokenizer, not from random weights")
-    sub.add_argument("--preset", choices=PRESETS, default="char", help="sizes of the model (default: char)")
+    sub.add_argument("--preset", choices=PRESETS, help="sizes of the model (default: char)")
     for name in ("context-size", "n-layer", "n-head", "n-embd"):
         sub.add_argument(f"--{name}", type=int, help="instead of the preset's")
     sub.add_argument("--dropout", type=float, help="instead of the preset's")
-    sub.add_argument("--tokenizer", default="char", help="char (default), gpt2, bpe:MERGES or a saved tokenizer.json")
+    sub.add_argument("--tokenizer", help="char (default), gpt2, bpe:MERGES or a saved tokenizer.json")
     sub.add_argument("--steps", type=int, default=3000, help="updates (default: 3000)")
     sub.add_argument("--batch-size", type=int, default=32, help="windows per micro-batch (default: 32)")
     sub.add_argument("--accumulation", type=int, default=1, help="micro-batches per update (default: 1)")
     sub.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
     sub.add_argument("--min-lr", type=float, default=0.0, help="where the cosine ends (default: 0)")
-    sub.add_argument("--warmup", type=int, default=100, help="updates of warm-up (default: 100)")
+    sub.add_argument("--warmup", type=at_least(0), default=100, help="updates of warm-up (default: 100)")
     sub.add_argument("--weight-decay", type=float, default=0.1)
     sub.add_argument("--beta2", type=float, default=0.99, help="AdamW's memory of squared gradients (default: 0.99)")
     sub.add_argument("--average", type=float, help="decay of a moving average of the weights, such as 0.998")
@@ -394,7 +422,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--temperature", type=float, default=0.8, help="0 is greedy (default: 0.8)")
     sub.add_argument("--top-k", type=int)
     sub.add_argument("--top-p", type=float)
-    sub.add_argument("--samples", type=int, default=1)
+    sub.add_argument("--samples", type=at_least(1), default=1)
     sub.add_argument("--seed", type=int, default=0)
     add_device(sub)
 
@@ -408,8 +436,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command("stats", run_stats, "parameters, FLOPs and memory of a size", "gpt2_small", "gpt2_xl --batch-size 8")
     sub.add_argument("preset", choices=PRESETS)
-    sub.add_argument("--batch-size", type=int, default=1)
-    sub.add_argument("--context", type=int, help="tokens per sequence (default: the model's context)")
+    sub.add_argument("--batch-size", type=at_least(1), default=1)
+    sub.add_argument("--context", type=at_least(1), help="tokens per sequence (default: the model's context)")
 
     sub = command("data", run_data, "fetch a text and check it", "tinyshakespeare", "the-verdict")
     sub.add_argument("name", choices=[PYTHON_DOCS, *DOWNLOADS])
@@ -423,8 +451,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        print(f"python -m gpt {options.command}: {error}", file=sys.stderr)
+    except BrokenPipeError:  # who reads our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"python -m gpt {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -42,7 +42,7 @@ def scaled_dot_product_attention(
     scores = einsum(query, key, "... query d_k, ... key d_k -> ... query key")
     if mask is not None:
         _check_mask(mask)
-        # Before the softmax and with -inf: the weight is then exactly 0, whatever the scores. (Adding 0 or -inf
+        # Before the softmax and with -inf: the weight is then exactly 0, however large the score. (Adding 0 or -inf
         # has the gradient of masked_fill, for half the work.)
         scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
     weights = scores.softmax(dim=-1)

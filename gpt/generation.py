@@ -31,6 +31,7 @@ def next_token_probabilities(
     if temperature == 0:
         return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
     # The largest logit becomes 0 before the division, so that no temperature, however small, overflows.
+    temperature = max(temperature, torch.finfo(logits.dtype).tiny)
     probabilities = ((logits - logits.amax(dim=-1, keepdim=True)) / temperature).softmax(dim=-1)
     if top_k is None and top_p in (None, 1):
         return probabilities
@@ -69,7 +70,7 @@ def stream(
     """Continue the prompts tokens [batch, T]: an iterator that yields the next token of each, [batch], as it is drawn.
 
     It stops after max_new_tokens, or when every sequence has drawn eos_token; one that is done early is filled up
-    with eos_token. `generator` makes the draws repeatable.
+    with eos_token. `generator`, on the model's device, makes the draws repeatable.
 
     The model always reads the last context_size tokens, no more. While everything fits, a cache keeps the keys
     and values, and each step computes the newest token alone. Past that the window slides, every token gets

@@ -18,7 +18,7 @@ from gpt.attention import KVCache
 from gpt.block import Block, LayerNorm
 from gpt.config import GPTConfig
 from gpt.positions import LearnedPositionalEncoding
-from gpt.support.layers import Dropout, linear
+from gpt.support.layers import Dropout, Embedding, linear
 
 IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
 
@@ -29,9 +29,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        # The table's gradient comes from the head, dense, and from the lookup, a few rows. sparse=True lets autograd
-        # add those rows in place, not as a second table of zeros: a tenth of a training step of the 124M model.
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd, sparse=True)
+        self.token_embedding = Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = LearnedPositionalEncoding(config.n_embd, config.context_size)
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
@@ -89,7 +87,7 @@ class GPT(nn.Module):
     def _check_ids(self, name: str, ids: Tensor) -> None:
         if ids.dtype not in (torch.int64, torch.int32):
             raise TypeError(f"{name} must be integer token ids, got {ids.dtype}")
-        low, high = ids.aminmax()
+        low, high = ids.aminmax()  # a GPU must wait for this, but tells nothing else about a wrong id
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(f"{name} must be ids in 0..{self.config.vocab_size - 1}, got {low.item()}..{high.item()}")
 

@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
 from gpt.model import GPT, IGNORED
-from gpt.support.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from gpt.support.checkpoint import load_checkpoint, save_checkpoint, saved_parts
 from gpt.support.pretrained import save_pretrained
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,9 +35,13 @@ def pick_device(device: str = "auto") -> torch.device:
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return torch.device(next(name for name, here in available.items() if here))
-    if not available.get(torch.device(device).type, False):
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r} is not one that PyTorch knows") from error
+    if not available.get(picked.type, False) or (picked.index or 0) >= max(1, torch.cuda.device_count()):
         raise ValueError(f'device {device!r} is not available here; use "auto" or "cpu"')
-    return torch.device(device)
+    return picked
 
 
 def adamw(
@@ -92,35 +96,43 @@ def evaluate(
         raise ValueError(f"tokens must hold at least two ids to predict one, got {len(tokens)}")
     device, was_training, total = model.token_embedding.weight.device, model.training, 0.0
     model.eval()
-    for start in range(0, predicted, batch_size * size):
-        span = torch.as_tensor(np.asarray(tokens[start : start + batch_size * size + 1], dtype=np.int64)).to(device)
-        padding = (0, (1 - len(span)) % size)
-        inputs = F.pad(span[:-1], padding).view(-1, size)
-        targets = F.pad(span[1:], padding, value=IGNORED).view(-1, size)
-        total += model(inputs, targets)[1].item() * (len(span) - 1)
-    model.train(was_training)
+    try:
+        for start in range(0, predicted, batch_size * size):
+            span = torch.as_tensor(np.asarray(tokens[start : start + batch_size * size + 1], dtype=np.int64)).to(device)
+            padding = (0, (1 - len(span)) % size)
+            inputs = F.pad(span[:-1], padding).view(-1, size)
+            targets = F.pad(span[1:], padding, value=IGNORED).view(-1, size)
+            total += model(inputs, targets)[1].item() * (len(span) - 1)
+    finally:
+        model.train(was_training)
     loss = total / predicted
-    return Evaluation(loss, math.exp(loss), total / math.log(2) / (characters or predicted))
+    perplexity = float(np.exp(np.float64(loss))) if loss < 700 else math.inf  # of a run that diverged
+    return Evaluation(loss, perplexity, total / math.log(2) / (characters or predicted))
 
 
 @dataclass
 class History:
-    """What happened: lists of (step, value), ready to be plotted, where step counts finished updates."""
+    """What happened: lists of (step, loss), ready to be plotted, where step counts finished updates."""
 
+    step: int = 0
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
     stopped_early: bool = False
+    pending: list[float] = field(default_factory=list)  # training losses since the last entry of `train`
 
 
 def batch_gradient(model: nn.Module, batches: list[tuple[Tensor, Tensor]], scaler=None, precision="float32") -> float:
     """Add to every parameter's grad the gradient of the mean loss over all targets of all micro-batches.
 
     Each micro-batch counts by its share of the targets that are not IGNORED. Then k small batches give the very
-    gradient of the large one, also when they hold different numbers of targets. Returns that mean loss.
+    gradient of the large one, also when they hold different numbers of targets. Returns that mean loss. Raises
+    ValueError if there is no target at all.
     """
     device = next(model.parameters()).device
     counts = [(targets != IGNORED).sum().item() for _, targets in batches]
+    if not sum(counts):
+        raise ValueError("batches must hold at least one target that is not ignored, got none")
     mean_loss = 0.0
     for (inputs, targets), count in zip(batches, counts, strict=True):
         if not count:
@@ -195,34 +207,35 @@ def train(
                    run had never stopped
     history        a `History` to fill
 
-    Raises ValueError for a device that is not there, an unknown precision, float16 without a GPU, or n_steps,
-    intervals or accumulation below 1.
+    Raises ValueError for a device that is not there, an unknown precision, float16 without a GPU, an average outside
+    [0, 1), n_steps, intervals or accumulation below 1, and a folder that holds a run which is not resumed or has other
+    options; OSError if the folder cannot be written.
     """
-    run = _Run(model, dataloader, optimizer, device, precision, average, folder, tokenizer, history or History())
     for name, value in [("n_steps", n_steps), ("log_interval", log_interval), ("accumulation", accumulation),
                         ("eval_interval", eval_interval), ("checkpoint_interval", checkpoint_interval)]:  # fmt: skip
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if resume:
-        run.resume()
-    losses, tokens, seconds = [], 0, 0.0
+    if resume and folder is None:
+        raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
+    run = _Run(model, dataloader, optimizer, device, precision, average, folder, tokenizer, history or History())
+    run.start(resume)
+    tokens, seconds = 0, 0.0
     bar = tqdm(total=n_steps, initial=run.step, unit="step", disable=None, leave=False)
     with bar, _ctrl_c_finishes_the_step() as stop_asked:
         while run.step < n_steps and not stop_asked():
             started = time.perf_counter()
             batches = [dataloader.next_batch() for _ in range(accumulation)]
-            losses.append(run.update(batches, schedule, max_grad_norm))
+            run.update(batches, schedule, max_grad_norm)
             tokens += sum(inputs.numel() for inputs, _ in batches)
             seconds += time.perf_counter() - started
             bar.update()
             last = run.step == n_steps
             if run.step % log_interval == 0 or last:
-                loss, speed = sum(losses) / len(losses), tokens / seconds
-                run.history.train.append((run.step, loss))
+                loss, speed = run.log(), tokens / seconds
                 bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{speed:,.0f}")
                 if report:
                     report(f"step {run.step}/{n_steps}  train loss {loss:.4f}  {speed:,.0f} tokens/s")
-                losses, tokens, seconds = [], 0, 0.0
+                tokens, seconds = 0, 0.0
             if validation is not None and (run.step % eval_interval == 0 or last):
                 score = run.evaluate(validation)
                 if report:
@@ -240,6 +253,8 @@ class _Run:
 
     def __init__(self, model, dataloader, optimizer, device, precision, average, folder, tokenizer, history) -> None:
         self.device = pick_device(device)
+        if average is not None and not 0 <= average < 1:
+            raise ValueError(f"average must be in [0, 1), or None for no average, got {average}")
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if precision == "float16" and self.device.type == "cpu":
@@ -252,13 +267,13 @@ class _Run:
         if average is not None:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
 
-    def update(self, batches, schedule, max_grad_norm) -> float:
-        """One step of the optimizer on the joint gradient of the micro-batches; returns their mean loss."""
+    def update(self, batches, schedule, max_grad_norm) -> None:
+        """One step of the optimizer on the joint gradient of the micro-batches."""
         if schedule is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = schedule(self.step)
         self.optimizer.zero_grad()
-        loss = batch_gradient(self.model, batches, self.scaler, self.precision)
+        self.history.pending.append(batch_gradient(self.model, batches, self.scaler, self.precision))
         if self.scaler:
             self.scaler.unscale_(self.optimizer)  # before clipping: the bound is on the true gradient
         if max_grad_norm is not None:
@@ -271,7 +286,13 @@ class _Run:
         if self.averaged:
             self.averaged.update_parameters(self.model)
         self.step += 1
-        return loss
+        self.history.step = self.step
+
+    def log(self) -> float:
+        """Enter the mean training loss since the last entry."""
+        losses, self.history.pending = self.history.pending, []
+        self.history.train.append((self.step, sum(losses) / len(losses)))
+        return self.history.train[-1][1]
 
     @property
     def best_guess(self) -> GPT:
@@ -300,15 +321,21 @@ class _Run:
             state["history"] = asdict(self.history)
             save_checkpoint(self.folder / "checkpoints", self.model, state, self.step)
 
-    def resume(self) -> None:
+    def start(self, resume: bool) -> None:
+        """Begin in an empty folder, or go on from its newest checkpoint; two runs never share one."""
         if self.folder is None:
-            raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
-        if latest_checkpoint(self.folder / "checkpoints") is None:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour: the disk may be read-only
+        saved = saved_parts(self.folder / "checkpoints")
+        if saved is None:
+            return
+        if not resume:
+            raise ValueError(f"folder {self.folder} holds a run: resume it, or give another folder")
+        own = {*self._parts(), "history"}
+        if saved != own:
+            raise ValueError(f"the run in {self.folder} saved {sorted(saved)}, but this one has {sorted(own)}")
         state = load_checkpoint(self.folder / "checkpoints", self.model)
         for name, part in self._parts().items():
-            if name not in state:
-                raise ValueError(f"the checkpoint holds no {name}: it was saved by a run with other options")
             part.load_state_dict(state[name])
         self.step = state["step"]
         for name, value in state["history"].items():

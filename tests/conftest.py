@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 from pathlib import Path
 from types import ModuleType
 
@@ -24,8 +25,9 @@ class Implementation:
         self._own = own
 
     def __getattr__(self, name: str):
-        if self._own is not None and hasattr(self._own, name):
-            return getattr(self._own, name)
+        own = getattr(self._own, name, None)
+        if inspect.isroutine(own) or inspect.isclass(own):  # not a variable that happens to be called `model`
+            return own
         for module in (f"gpt.{name}", f"gpt.support.{name}"):
             if importlib.util.find_spec(module):
                 return importlib.import_module(module)

@@ -79,6 +79,13 @@ def test_a_missing_text_is_downloaded_once_and_then_read_from_the_disk(gpt, data
     assert files_under(data_dir) == [data_dir / "the-verdict.txt"]
 
 
+def test_an_end_of_text_in_a_corpus_is_the_special_token(gpt):
+    text = "one two three<|endoftext|>" * 20
+    tokenizer = gpt.BPETokenizer.train(text, 3)
+    corpus = gpt.Corpus.from_text(text, tokenizer)
+    assert (corpus.train == tokenizer.special_tokens["<|endoftext|>"]).sum() == 18  # nine tenths of 20
+
+
 def test_without_GPT_DATA_DIR_texts_stand_in_the_folder_data(gpt, tmp_path, monkeypatch, site):
     monkeypatch.delenv("GPT_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -1,9 +1,11 @@
 """The command line: what each command prints and writes, and how it takes a mistake."""
 
 import json
+import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,6 +71,38 @@ def test_train_goes_on_from_another_model(gpt, command, run_folder, text_file, t
     assert torch.equal(end.token_embedding.weight, start.token_embedding.weight)
     assert end.config.dropout == 0.3
     assert (tmp_path / "best" / "tokenizer.json").read_text() == (run_folder / "best" / "tokenizer.json").read_text()
+
+
+def test_the_tour_does_what_it_says(command, tmp_path):
+    code, out, _ = command("tour", "--seconds", 2, "--prompt", "JULIET:", "--out", tmp_path / "tour")
+    assert code == 0
+    assert "\nJULIET:\n" in out
+    before, after = map(float, re.findall(r"^(?:before|after).*?: loss ([\d.]+)", out, re.MULTILINE))
+    assert after < before - 0.5  # measured: 4.4 and about 2.7
+    written = re.findall(r"^  (\S+\.png)$", out, re.MULTILINE)
+    assert [Path(path).name for path in written] == ["all_heads.png", "layer_0.png", "layer_1.png", "training.png"]
+    assert all(Path(path).stat().st_size > 1000 for path in written)
+
+
+def test_labels_of_half_characters_are_their_bytes(gpt):
+    tokenizer = gpt.BPETokenizer([], special_tokens=())
+    assert gpt.__main__.token_texts(tokenizer, list("aé".encode())) == [b"a", b"\xc3", b"\xa9"]
+    assert gpt.__main__.token_texts(gpt.CharTokenizer.from_text("aé"), [0, 1]) == ["a", "é"]
+
+
+def test_bits_per_character_do_not_count_the_first_token_which_is_only_read(gpt):
+    tokenizer = gpt.BPETokenizer([(b"a", b"b")], special_tokens=())
+    # held out are "ab", which is only read, and "c" and "d"
+    corpus = gpt.Corpus.from_text("ab" * 10 + "abcd", tokenizer, 4 / 24)
+    model = gpt.GPT(gpt.GPTConfig(context_size=4, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=4))
+    score = gpt.__main__.held_out_score(model, corpus)
+    assert score.bits_per_character == pytest.approx(score.loss / math.log(2), abs=1e-9)
+
+
+def test_a_run_that_diverges_says_so_in_one_line(command, text_file, tmp_path):
+    code, _, error = command("train", text_file, *TINY, "--steps", 3, "--lr", "1e30", "--warmup", 0, "--out", tmp_path)
+    assert code == 2
+    assert error.endswith("training diverged: no validation loss was a number; try a lower --lr\n")
 
 
 def test_evaluate_prints_the_three_scores(command, run_folder, text_file):
@@ -143,7 +177,7 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         (["train", "TEXT", "--context-size", "2000"], "context_size"),
         (["train", "TEXT", "--steps", "0"], "n_steps must be at least 1"),
         (["train", "TEXT", "--device", "tpu"], "tpu"),
-        (["train", "TEXT", "--init", "tinyshakespeare", "--n-layer", "3"], "with --init the sizes are those"),
+        (["train", "TEXT", "--init", "tinyshakespeare", "--n-layer", "3"], "with --init the sizes and the tokenizer"),
     ],
 )
 def test_a_mistake_ends_with_code_2_and_one_line(
@@ -162,7 +196,10 @@ def test_a_mistake_ends_with_code_2_and_one_line(
     assert list(tmp_path.iterdir()) == [], "a mistake must leave nothing on the disk"
 
 
-@pytest.mark.parametrize("arguments", [["fly"], [], ["stats", "gpt3"], ["train"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["fly"], [], ["stats", "gpt3"], ["train"], ["stats", "tiny", "--context", "0"], ["generate", "--samples", "0"]],
+)
 def test_what_the_parser_refuses_has_code_2(gpt, arguments, capsys):
     with pytest.raises(SystemExit) as end:
         gpt.__main__.main(arguments)

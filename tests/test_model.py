@@ -397,3 +397,17 @@ def test_a_full_cache_is_an_error_that_leaves_it_as_it_was(gpt):
             model(tokens[:, :3], cache=cache)
         logits, _ = model(tokens[:, 10:], cache=cache)
     assert (logits - model(tokens)[0][:, 10:]).abs().max() < 1e-11
+
+
+def test_the_model_trains_in_parallel_processes_as_alone(gpt, tmp_path):
+    """PyTorch's DistributedDataParallel, here in a world of one process, must find the gradients it expects."""
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        model, tokens = small_gpt(gpt), some_tokens()
+        alone = torch.autograd.grad(model(tokens, tokens)[1], list(model.parameters()))
+        torch.nn.parallel.DistributedDataParallel(model)(tokens, tokens)[1].backward()
+        for parameter, expected in zip(model.parameters(), alone, strict=True):
+            assert (parameter.grad - expected).abs().max() < 1e-12
+    finally:
+        torch.distributed.destroy_process_group()

@@ -511,8 +511,15 @@ def test_a_folder_with_gpt2s_vocabulary_size_has_gpt2s_tokenizer(gpt, tmp_path, 
     assert gpt.load_pretrained_tokenizer(tmp_path) == "the tokenizer of GPT-2"
 
 
+def test_a_tokenizer_file_of_transformers_is_left_to_transformers(gpt, tmp_path, monkeypatch):
+    gpt.GPT(gpt.GPTConfig(context_size=4, n_layer=1, n_head=1, n_embd=2)).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"version": "1.0", "model": {"type": "BPE"}}')
+    monkeypatch.setattr(gpt.pretrained, "gpt2_tokenizer", lambda: "the tokenizer of GPT-2")
+    assert gpt.load_pretrained_tokenizer(tmp_path) == "the tokenizer of GPT-2"
+
+
 def test_a_folder_without_a_tokenizer_says_so(gpt, saved):
-    with pytest.raises(ValueError, match=r"holds no tokenizer\.json"):
+    with pytest.raises(ValueError, match=r"holds no tokenizer\.json of ours"):
         gpt.pretrained.load_pretrained_tokenizer(saved[1])
 
 

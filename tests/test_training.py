@@ -152,6 +152,28 @@ def test_evaluation_reads_a_token_file_and_leaves_the_model_training(gpt, tmp_pa
     assert model.training
 
 
+def test_a_failed_evaluation_leaves_the_model_training(gpt):
+    model = small_model(gpt).train()
+    with pytest.raises(ValueError, match="ids in 0"):
+        gpt.evaluate(model, torch.tensor([1, 99, 2]))
+    assert model.training
+
+
+def test_a_model_that_diverged_has_an_infinite_perplexity(gpt):
+    model = small_model(gpt)
+    with torch.no_grad():
+        model.token_embedding.weight.mul_(1e6)
+    score = gpt.evaluate(model, text_ids())
+    assert score.loss > 1000
+    assert score.perplexity == math.inf
+
+
+def test_batches_without_a_target_are_refused(gpt):
+    nothing = torch.full((1, 8), -100)
+    with pytest.raises(ValueError, match="at least one target that is not ignored"):
+        gpt.batch_gradient(small_model(gpt), [(text_ids(8).view(1, 8), nothing)] * 2)
+
+
 def test_an_uninformed_model_has_the_loss_of_a_guess(gpt):
     model = small_model(gpt)
     with torch.no_grad():
@@ -182,7 +204,7 @@ def test_a_loader_needs_nothing_but_next_batch(gpt, tmp_path):
 
     model = small_model(gpt)
     before = weights(model)
-    assert gpt.train(model, Same(), 2, torch.optim.SGD(model.parameters(), lr=0.1), folder=tmp_path) is model
+    assert gpt.train(model, Same(), 2, torch.optim.SGD(model.parameters(), lr=0.1), "cpu", folder=tmp_path) is model
     assert not torch.equal(weights(model), before)
 
 
@@ -239,7 +261,7 @@ def test_a_checkpoint_holds_the_scale_of_the_loss(gpt, tmp_path):
     saved, resumed = prepared(1024.0), prepared(8.0)
     saved.update([loader(gpt).next_batch()], None, None)
     saved.save()
-    resumed.resume()
+    resumed.start(resume=True)
     assert resumed.scaler.get_scale() == 1024.0
 
 
@@ -268,6 +290,52 @@ def test_six_steps_and_six_more_are_twelve_bit_for_bit(gpt, tmp_path):
     assert history.validation == whole_history.validation
     assert history.train == whole_history.train
     assert history.best == whole_history.best
+
+
+def test_a_run_that_was_interrupted_has_the_history_of_one_that_was_not(gpt, tmp_path):
+    """Stopped by Ctrl-C in step 6, between the entries for steps 4 and 8: the losses of 5 and 6 must not be lost."""
+
+    class Interrupting(gpt.RandomWindows):
+        calls = 0
+
+        def next_batch(self):
+            self.calls += 1
+            if self.calls == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().next_batch()
+
+    def go(folder, loader_class, resume=False):
+        model, history = small_model(gpt, seed=1), gpt.History()
+        windows = loader_class(text_ids(), 8, 4, seed=3)
+        gpt.train(model, windows, 12, gpt.adamw(model), "cpu", 4, folder=folder, resume=resume, history=history)
+        return history
+
+    whole = go(tmp_path / "whole", gpt.RandomWindows)
+    assert go(tmp_path / "parts", Interrupting).step == 6
+    resumed = go(tmp_path / "parts", gpt.RandomWindows, resume=True)
+    assert [step for step, _ in whole.train] == [4, 8, 12]
+    assert resumed.train == whole.train
+
+
+def test_a_second_run_does_not_mix_with_the_first(gpt, tmp_path):
+    run(gpt, tmp_path, 4)
+    with pytest.raises(ValueError, match="holds a run: resume it, or give another folder"):
+        run(gpt, tmp_path, 2)
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.9, None), (None, 0.9)])
+def test_a_resume_with_other_parts_is_refused_before_anything_changes(gpt, tmp_path, first, second):
+    def go(average, seed, resume):
+        model = small_model(gpt, seed)
+        before = weights(model)
+        arguments = dict(folder=tmp_path, average=average, resume=resume)
+        return before, model, lambda: gpt.train(model, loader(gpt), 2, gpt.adamw(model), "cpu", **arguments)
+
+    go(first, 0, False)[2]()
+    before, model, again = go(second, 1, True)
+    with pytest.raises(ValueError, match="averaged"):
+        again()
+    assert torch.equal(weights(model), before)
 
 
 def test_resuming_where_nothing_is_starts_from_the_beginning(gpt, tmp_path):
@@ -342,22 +410,26 @@ def test_training_works_outside_the_main_thread(gpt):
         (dict(precision="float16", device="cpu"), "precision float16 needs a GPU"),
         (dict(resume=True), "resume needs the folder"),
         (dict(device="xpu"), "device 'xpu' is not available here"),
+        (dict(device="tpu"), "device 'tpu' is not one that PyTorch knows"),
+        (dict(device="cuda:99"), "device 'cuda:99' is not available here"),
+        (dict(average=1.5), r"average must be in \[0, 1\), or None for no average, got 1.5"),
     ],
 )
 def test_a_wrong_option_is_named_and_nothing_moves(gpt, wrong, message):
-    model = small_model(gpt)
+    model = small_model(gpt).eval()
     before = weights(model)
     arguments = {"n_steps": 1, "device": "cpu", **wrong}
     with pytest.raises(ValueError, match=message):
         gpt.train(model, loader(gpt), optimizer=gpt.adamw(model), **arguments)
     assert torch.equal(weights(model), before)
+    assert not model.training
 
 
 def test_a_checkpoint_of_another_config_is_refused(gpt, tmp_path):
     run(gpt, tmp_path, 2)
     other = small_model(gpt, n_layer=1)
     with pytest.raises(ValueError, match="n_layer"):
-        gpt.train(other, loader(gpt), 3, gpt.adamw(other), "cpu", folder=tmp_path, resume=True)
+        gpt.train(other, loader(gpt), 3, gpt.adamw(other), "cpu", folder=tmp_path, average=0.9, resume=True)
 
 
 def test_one_token_cannot_be_evaluated(gpt):

@@ -94,6 +94,12 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
     return steps[-1][2] if steps else None
 
 
+def saved_parts(folder: str | Path) -> set[str] | None:
+    """The names in the `state` of the newest checkpoint in `folder`, or None. Nothing is restored."""
+    newest = latest_checkpoint(folder)
+    return None if newest is None else set(_read_state(newest / STATE, mmap=True)["state"])
+
+
 def rng_state() -> dict[str, Any]:
     """The states of PyTorch's random number generators, on the CPU and on every CUDA device."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

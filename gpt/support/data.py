@@ -142,7 +142,10 @@ class Corpus:
             raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}")
         cut = int((1 - validation_fraction) * len(text))
         parts = {"training": text[:cut], "validation": text[cut:]}
-        ids = {name: torch.tensor(tokenizer.encode(part), dtype=torch.long) for name, part in parts.items()}
+        # Special tokens in a text to learn from mean what they say: an end of text is one.
+        special = hasattr(tokenizer, "special_tokens") or hasattr(tokenizer, "special_tokens_set")  # ours, tiktoken's
+        options = {"allowed_special": "all"} if special else {}
+        ids = {name: torch.tensor(tokenizer.encode(part, **options), dtype=torch.long) for name, part in parts.items()}
         for name in parts:
             if len(ids[name]) < 2:
                 raise ValueError(

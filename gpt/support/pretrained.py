@@ -96,19 +96,20 @@ def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer 
     if name in RELEASED:
         return gpt2_tokenizer()
     folder = _folder(name)
-    if (folder / "tokenizer.json").is_file():
-        return load_tokenizer(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    if path.is_file() and "type" in _read_json(path):  # transformers' own file of that name has no such field
+        return load_tokenizer(path)
     vocab_size = _read_config(folder / "config.json").vocab_size
     if vocab_size != GPTConfig.gpt2_small().vocab_size:
-        raise ValueError(f"{folder} holds no tokenizer.json, and with {vocab_size} tokens it is not GPT-2's")
+        raise ValueError(f"{folder} holds no tokenizer.json of ours, and with {vocab_size} tokens it is not GPT-2's")
     return gpt2_tokenizer()
 
 
 def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | BPETokenizer | None = None) -> None:
     """Write config.json, model.safetensors and, if given, tokenizer.json, in the layout that transformers loads too.
 
-    All files are written in full beside the old ones before the first takes its place: a full disk or a crash
-    leaves the old model. transformers has no GPT-2 without biases, so such a model is saved with biases of zero and
+    All files are written in full beside the old ones before the first takes its place: a full disk leaves the old
+    model. transformers has no GPT-2 without biases, so such a model is saved with biases of zero and
     "bias": false in config.json. Raises ValueError if the tokenizer has more tokens than the model, OSError naming
     the folder if it cannot be written.
     """

@@ -1,0 +1,74 @@
+"""The worked example: the model on paper is a real GPT-2, and it errs and learns as the guide says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def passed(gpt):
+    """Parameters, logits, loss and gradients of the example, by NumPy."""
+    example, backward = gpt.example, gpt.backward
+    params = example.example_parameters()
+    logits, loss, cache = backward.gpt_forward(params, example.TOKENS, example.N_HEAD, example.TARGETS)
+    return params, logits, loss, backward.gpt_backward(cache)
+
+
+def words(gpt, logits: np.ndarray) -> list[str]:
+    """The first choice at each position."""
+    return [gpt.example.VOCABULARY[i] for i in logits[0].argmax(axis=-1)]
+
+
+def test_the_model_of_the_package_gives_the_numbers_on_paper(gpt, passed):
+    params, logits, loss, gradients = passed
+    model = gpt.example.example_model()
+    torch_logits, torch_loss = model(torch.from_numpy(gpt.example.TOKENS), torch.from_numpy(gpt.example.TARGETS))
+    torch_loss.backward()
+    assert list(params) == list(model.state_dict())
+    np.testing.assert_allclose(torch_logits.detach().numpy(), logits, rtol=0, atol=1e-10)  # measured: 9e-16
+    assert abs(torch_loss.item() - loss) < 1e-10
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        np.testing.assert_allclose(gradient.numpy(), gradients[name], rtol=0, atol=1e-10, err_msg=name)
+
+
+def test_every_weight_is_a_small_integer_or_a_half(gpt):
+    for name, values in gpt.example.example_parameters().items():
+        assert np.isin(values, [-1, -0.5, 0, 0.5, 1]).all(), name
+
+
+def test_the_parameters_are_fresh_on_each_call(gpt):
+    gpt.example.example_parameters()["final_norm.weight"][:] = 7
+    assert (gpt.example.example_parameters()["final_norm.weight"] == 1).all()
+
+
+def test_one_step_teaches_the_second_the_to_say_merrier(gpt, passed):
+    params, logits, loss, gradients = passed
+    stepped, _ = gpt.backward.adamw_step(params, gradients, lr=0.02, weight_decay=0.1)
+    new_logits, new_loss, _ = gpt.backward.gpt_forward(
+        stepped, gpt.example.TOKENS, gpt.example.N_HEAD, gpt.example.TARGETS
+    )
+    assert words(gpt, logits) == ["more", "more", "better"]
+    assert words(gpt, new_logits) == ["more", "more", "merrier"]
+    assert new_loss < loss - 0.25  # 1.1718 to 0.8949
+
+
+def test_the_second_the_tells_more_from_fewer(gpt):
+    """Without the look back the two proverbs would end alike."""
+    example = gpt.example
+    the, fewer = example.VOCABULARY.index("the"), example.VOCABULARY.index("fewer")
+    more_logits, _, _ = gpt.backward.gpt_forward(example.example_parameters(), example.TOKENS, example.N_HEAD)
+    fewer_logits, _, _ = gpt.backward.gpt_forward(
+        example.example_parameters(), np.array([[the, fewer, the]]), example.N_HEAD
+    )
+    assert np.array_equal(more_logits[0, 0], fewer_logits[0, 0])
+    assert np.abs(more_logits[0, 2] - fewer_logits[0, 2]).max() > 0.1
+
+
+def test_the_heat_maps_are_drawn(gpt, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    gpt.example.main()
+    for head in (0, 1):
+        assert "more" in (tmp_path / f"figures/worked_example_head_{head}.svg").read_text()
