@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench figures model clean
+.PHONY: help run test lint guides figures bench model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +29,12 @@ lint: $(READY)
 bench: $(READY)  ## speed and memory side by side with transformers
 	$(PY) benchmarks/compare.py
 
-figures: $(READY)  ## make the figures of the README again
+guides: $(READY)  ## write what the guides' code prints into the guides
+	$(PY) -m pytest tests/test_guides.py --update-guides -k prints_stands
+
+figures: $(READY)  ## draw the figures of README and guides again
 	$(PY) -m gpt attend --text "To be, or not to be" --out figures/attention
+	$(PY) -m gpt.support.example
 
 # What made the bundled model (about 40 minutes on one core, given Tiny Shakespeare; see record.json beside it).
 model: $(READY)  ## train the bundled model again

@@ -36,6 +36,7 @@ class Implementation:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--implementation", metavar="FILE", help="a Python file whose names stand in for the package's")
+    parser.addoption("--update-guides", action="store_true", help="write what the guides print into them")
 
 
 @pytest.fixture(scope="session")

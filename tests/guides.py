@@ -73,9 +73,9 @@ def parts_of(text: str) -> list[Part]:
 
 def run(guide: Path, update: bool = False) -> list[str]:
     """Execute a guide. With `update`, what is printed is written into it, unless something else is wrong."""
-    problems, written = [], guide.read_text().splitlines()
+    problems, replaced = [], []
     variables = {"__name__": "guide"}
-    printed, code, replaced = None, None, []
+    code, printed = None, None  # the last block, and what it printed as long as that is waiting for its output
 
     def unanswered() -> None:
         if printed:
@@ -96,11 +96,12 @@ def run(guide: Path, update: bool = False) -> list[str]:
                 problems.append(_difference(guide, part, printed))
             replaced.append((part, printed))
             printed = None
-        elif part.lines[0].strip() not in ("", "</details>") if part.lines else True:  # prose ends what code can claim
+        elif part.kind == "fence" or part.lines[0].strip() not in ("", "</details>"):
             unanswered()
             printed = None
     unanswered()
     if update and not problems:
+        written = guide.read_text().splitlines()
         for part, new in reversed(replaced):  # from below, so that line numbers stay true
             written[part.line - 1 : part.line - 1 + len(part.lines)] = new
         guide.write_text("\n".join(written) + "\n")
@@ -117,7 +118,7 @@ def _execute(code: Part, guide: Path, variables: dict) -> tuple[list[str], str |
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(guide)]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None) or code.line
         return [], f"{guide.name}:{line}: {type(error).__name__}: {error}"
-    return [line.rstrip() for line in output.getvalue().rstrip().splitlines()], None
+    return [line.rstrip() for line in output.getvalue().strip("\n").splitlines()], None
 
 
 def _difference(guide: Path, part: Part, printed: list[str]) -> str:
@@ -144,8 +145,13 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def table(corner: str, values: np.ndarray, rows: list[str], columns: list[str], digits: int = 4) -> None:
-    """Print values [rows, columns] as a Markdown table. Values that are masked out (nan) are shown as a dot."""
-    print(f"| {corner} | " + " | ".join(columns) + " |")
+    """Print values [rows, columns] as a Markdown table, with a blank line before it. A nan (masked) becomes a dot.
+
+    Raises ValueError for a label with a bar, which would cut its cell in two.
+    """
+    if any("|" in label for label in (corner, *rows, *columns)):
+        raise ValueError(f"labels must not hold a bar |, got {[corner, *rows, *columns]}")
+    print(f"\n| {corner} | " + " | ".join(columns) + " |")
     print("|---|" + "--:|" * len(columns))
     for name, row in zip(rows, np.asarray(values, dtype=float).reshape(len(rows), len(columns)), strict=True):
         cells = ["·" if np.isnan(value) else number(value, digits) for value in row]
@@ -153,7 +159,7 @@ def table(corner: str, values: np.ndarray, rows: list[str], columns: list[str], 
 
 
 def by_hand(where: str, expression: str, value: float, digits: int = 4, within: float | None = None) -> None:
-    """Print one entry worked out with a pocket calculator, and hold it against the true value.
+    """Print one entry worked out with a pocket calculator as a paragraph, and hold it against the true value.
 
     `expression` holds the numbers as the guide prints them, so its value may be off by what their rounding explains:
     `within` (five units of the last digit if not given). Raises AssertionError if it is off by more.
@@ -163,7 +169,19 @@ def by_hand(where: str, expression: str, value: float, digits: int = 4, within: 
     within = 5 * 10.0**-digits if within is None else within
     assert abs(result - value) <= within, f"{where}: {expression} = {result}, but the table's entry is {value}"
     typeset = re.sub(r"sqrt\b", "√", expression.replace("**", "^").replace(" * ", " × ").replace("-", "−"))
-    print(f"✎ *{where}:* `{typeset} = {number(value, digits).replace('-', '−')}`")
+    print(f"\n✎ {where}: `{typeset} = {number(value, digits).replace('-', '−')}`")
+
+
+def pocket(value: float) -> str:
+    """A number as one types it into a calculator: 4 digits, without needless zeros, a negative one in brackets."""
+    text = number(value).rstrip("0").rstrip(".") if abs(value * 100 - round(value * 100)) < 1e-12 else number(value)
+    return f"({text})" if text.startswith("-") else text
+
+
+def dot(one: np.ndarray, other: np.ndarray) -> str:
+    """A sum of products as one types it into a calculator; products with a factor 0 are left out."""
+    products = [f"{pocket(a)} * {pocket(b)}" for a, b in zip(one, other, strict=True) if abs(a * b) > 1e-12]
+    return " + ".join(products) or "0"
 
 
 def same(one: np.ndarray, other: np.ndarray, tolerance: float = 1e-10) -> None:
@@ -207,11 +225,13 @@ def links(guide: Path) -> list[str]:
     """Relative links to files or headings that do not exist; images without alt text. The web is not asked."""
     problems = []
     for line, text in _prose(guide):
-        for image, words, target in re.findall(r"(!?)\[((?:[^\[\]]|!?\[[^\]]*\])*)\]\(([^)\s]+)[^)]*\)", text):
-            if image and not words.strip():
+        text = re.sub(r"`[^`]*`|\$[^$]*\$", "", text)  # neither code nor mathematics is a link
+        for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)[^)]*\)", text):
+            if not alt.strip():
                 problems.append(f"{guide.name}:{line}: the image {target} has no alt text")
-            for inner in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)\)", words):  # an image that is a link
-                problems += _broken(guide, line, inner[1])
+            problems += _broken(guide, line, target)
+        without_images = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)  # an image may be the words of a link
+        for target in re.findall(r"\[[^\[\]]*\]\(([^)\s]+)[^)]*\)", without_images):
             problems += _broken(guide, line, target)
         for tag in re.findall(r"<img\b[^>]*>", text):
             attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
@@ -258,15 +278,16 @@ def unproven(guide: Path) -> list[str]:
         mark = text.strip()
         looks_like_code = re.match(r"```+ ?(py|text)|<!-- ?(python|printed)|~~~", mark)
         if looks_like_code and (mark not in CODE | OUTPUT or text != mark):
-            problems.append(f"{guide.name}:{line}: {text!r} is not run or compared: write it as one of {[*CODE, *OUTPUT]}")
+            allowed = [*CODE, *OUTPUT]
+            problems.append(f"{guide.name}:{line}: {text!r} is not run or compared: write it as one of {allowed}")
     return problems
 
 
 def _prose(guide: Path) -> list[tuple[int, str]]:
-    """What is shown as text: prose, and what code prints as Markdown. Inline code is left out."""
+    """What is shown as text: prose, and what code prints as Markdown."""
     shown = []
     lines = guide.read_text().splitlines()
     for part in parts_of(guide.read_text()):
         if part.kind == "prose" or (part.kind == "output" and lines[part.line - 2].strip() == "<!-- printed -->"):
-            shown += [(part.line + i, re.sub(r"`[^`]*`", "", text)) for i, text in enumerate(part.lines)]
+            shown += [(part.line + i, text) for i, text in enumerate(part.lines)]
     return shown
