@@ -38,6 +38,10 @@ def test_nothing_in_a_guide_is_only_said(guide, check):
     assert not problems, "\n".join(problems)
 
 
+def test_links_and_images_of_the_readme_lead_somewhere():
+    assert not guides.links(guides.ROOT / "README.md")
+
+
 # --- running
 
 COUNTS = """# Counting
