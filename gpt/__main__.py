@@ -209,7 +209,7 @@ def run_train(options: argparse.Namespace) -> None:
     score = held_out_score(load_pretrained(best).to(pick_device(options.device)), corpus)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     record = {
-        "command": shlex.join(["python", "-m", "gpt", *sys.argv[1:]]),
+        "command": options.command_line,
         "data": {"name": options.text, "sha256": sha256, "characters": len(text)},
         "seed": options.seed,
         "torch": torch.__version__,
@@ -448,7 +448,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
+    options.command_line = shlex.join(["python", "-m", "gpt", *arguments])
     try:
         options.run(options)
     except BrokenPipeError:  # who reads our output, `head` say, has seen enough

@@ -43,7 +43,7 @@ def command(gpt, capsys):
 
 def test_train_leaves_a_model_its_record_and_a_curve(gpt, run_folder, text_file):
     record = json.loads((run_folder / "best" / "record.json").read_text())
-    assert record["command"].startswith("python -m gpt ")
+    assert record["command"].startswith(f"python -m gpt train {text_file} --preset tiny")
     assert record["data"]["characters"] == len(text_file.read_text())
     assert record["curve"]["validation"][-1][0] == 30
     model = gpt.GPT.from_pretrained(run_folder / "best")
