@@ -285,7 +285,7 @@ def run_tour(options: argparse.Namespace) -> None:
     text = write_on(model, tokenizer, options.prompt, 400, options.seed, temperature=0.8, top_p=0.95)
 
     heading("2. Where it looked: attention of every layer and head over the first characters of that text")
-    files = draw_attention(model, tokenizer, text[:48], options.out, list(range(model.config.n_layer)), None)
+    files = draw_attention(model, tokenizer, text[:24], options.out, list(range(model.config.n_layer)), None)
     say(f"{len(files)} heat maps drawn from one forward pass")
 
     heading(f"3. A fresh model learns from the Python reference for about {options.seconds:g} seconds")
