@@ -106,7 +106,7 @@ def evaluate(
     finally:
         model.train(was_training)
     loss = total / predicted
-    perplexity = float(np.exp(np.float64(loss))) if loss < 700 else math.inf  # of a run that diverged
+    perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()  # inf, not an error, when a run has diverged
     return Evaluation(loss, perplexity, total / math.log(2) / (characters or predicted))
 
 

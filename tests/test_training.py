@@ -166,6 +166,9 @@ def test_a_model_that_diverged_has_an_infinite_perplexity(gpt):
     score = gpt.evaluate(model, text_ids())
     assert score.loss > 1000
     assert score.perplexity == math.inf
+    with torch.no_grad():
+        model.token_embedding.weight.fill_(math.nan)
+    assert math.isnan(gpt.evaluate(model, text_ids()).perplexity)
 
 
 def test_batches_without_a_target_are_refused(gpt):
