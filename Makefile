@@ -6,15 +6,19 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint guides figures bench model clean
+.PHONY: help run test lint lab guides notebooks figures bench model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): requirements.txt
+# The chapters import the package from any folder, so it is installed as it stands. The last line is for matplotlib,
+# which otherwise prints into the first cell that it is searching for fonts.
+$(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "Could not make a virtual environment; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@$(PY) -c 'import matplotlib.font_manager'
 	@touch $@
 
 run: $(READY)  ## the tour: write Shakespeare, draw attention, train a fresh model for a minute
@@ -22,6 +26,8 @@ run: $(READY)  ## the tour: write Shakespeare, draw attention, train a fresh mod
 
 test: lint  ## all checks
 	$(PY) -m pytest
+	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest notebooks --nbval --nbval-current-env \
+	    --nbval-cell-timeout=120 --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	$(PY) -m ruff check
@@ -29,12 +35,18 @@ lint: $(READY)
 bench: $(READY)  ## speed and memory side by side with transformers
 	$(PY) benchmarks/compare.py
 
+lab: $(READY)  ## open the chapters in JupyterLab
+	$(PY) -m jupyterlab notebooks
+
 guides: $(READY)  ## write what the guides' code prints into the guides
 	$(PY) -m pytest tests/test_guides.py --update-guides -k prints_stands
 
+notebooks: $(READY)  ## run the chapters and store what they print
+	$(PY) -m tests.notebooks
+
 figures: $(READY)  ## draw the figures of README and guides again
 	$(PY) -m gpt attend --text "To be, or not to be" --out figures/attention
-	$(PY) -m gpt.support.example
+	$(PY) -m pytest tests/test_guides.py --draw-figures -k prints_stands
 
 # What made the bundled model (about 40 minutes on one core, given Tiny Shakespeare; see record.json beside it).
 model: $(READY)  ## train the bundled model again

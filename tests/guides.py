@@ -18,21 +18,30 @@ Markdown. Both kinds of code go with both kinds of output. Code that prints noth
 A claim is a numbered formula, `\\tag{3.2}`. A block that says `# (3.2)` in a comment of its own checks it, and must
 stand behind the formula, before the next heading.
 
-`make guides` writes what is printed into the guides. Each other function here returns a list of problems, each of
-them "file:line: what is wrong", and an empty list if all is well.
+A block may also draw: `figure("name.svg", plots.plot_lines(...))`. What it draws must be what figures/name.svg shows.
+
+`make guides` writes what is printed into the guides, and `make figures` what is drawn into figures/. Each function
+that reads a guide returns a list of problems, each of them "file:line: what is wrong".
 """
 
 from __future__ import annotations
 
 import io
+import json
 import re
 import traceback
 import unicodedata
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import matplotlib.image as mpl_image
 import numpy as np
+from matplotlib.figure import Figure
+
+from gpt.support import plots
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / name for name in ("WORKED_EXAMPLE.md", "DEEP_THEORY_GUIDE.md") if (ROOT / name).exists()]
@@ -71,10 +80,13 @@ def parts_of(text: str) -> list[Part]:
     return parts
 
 
-def run(guide: Path, update: bool = False) -> list[str]:
-    """Execute a guide. With `update`, what is printed is written into it, unless something else is wrong."""
+def run(guide: Path, update: bool = False, draw: bool = False) -> list[str]:
+    """Execute a guide. With `update`, what is printed is written into it, unless something else is wrong.
+
+    With `draw`, its figures are written; without, they are held against the files that stand there.
+    """
     problems, replaced = [], []
-    variables = {"__name__": "guide"}
+    variables = {"__name__": "guide", "figure": partial(_figure, guide.parent / "figures", draw)}
     code, printed = None, None  # the last block, and what it printed as long as that is waiting for its output
 
     def unanswered() -> None:
@@ -126,6 +138,37 @@ def _difference(guide: Path, part: Part, printed: list[str]) -> str:
     at = next((i for i in range(length) if part.lines[i] != printed[i]), length)
     stands, new = (lines[at] if at < len(lines) else "nothing" for lines in (part.lines, printed))
     return f"{guide.name}:{part.line + at}: here stands\n    {stands}\nbut the code prints\n    {new}"
+
+
+# --- what a block may call to draw
+
+
+def _figure(folder: Path, draw: bool, name: str, figure: Figure) -> None:
+    path = folder / name
+    if draw:
+        plots.save(figure, path)
+        return
+    assert path.is_file(), f"figures/{name} is not there: `make figures` draws it"
+    assert _same_drawing(path, figure), f"figures/{name} shows something else than the code draws: run `make figures`"
+
+
+def _same_drawing(path: Path, figure: Figure) -> bool:
+    """Whether a file shows what the figure shows; another machine's last digits make no difference."""
+    with TemporaryDirectory() as folder:
+        new = plots.save(figure, Path(folder) / path.name)
+        if path.suffix == ".png":
+            one, other = (mpl_image.imread(file) for file in (path, new))
+        else:
+            (words, one), (other_words, other) = (_strokes(file.read_text()) for file in (path, new))
+            if words != other_words:
+                return False
+    return one.shape == other.shape and np.abs(one - other).max() < 0.5
+
+
+def _strokes(svg: str) -> tuple[list[str], np.ndarray]:
+    """An SVG's words and its numbers. Its ids are made from the numbers' last digits, so they are left out."""
+    pieces = re.split(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)", re.sub(r'\bid="[^"]*"|#\w+\b', "", svg))
+    return pieces[::2], np.array(pieces[1::2], dtype=float)
 
 
 # --- what a block may call to print numbers
@@ -223,40 +266,49 @@ def claims(guide: Path) -> list[str]:
 
 def links(guide: Path) -> list[str]:
     """Relative links to files or headings that do not exist; images without alt text. The web is not asked."""
+    return [f"{guide.name}:{line}: {what}" for line, text in _prose(guide) for what in problems_of_links(text, guide)]
+
+
+def problems_of_links(text: str, file: Path) -> list[str]:
+    """The same for some Markdown that stands in `file`."""
     problems = []
-    for line, text in _prose(guide):
-        text = re.sub(r"`[^`]*`|\$[^$]*\$", "", text)  # neither code nor mathematics is a link
-        for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)[^)]*\)", text):
-            if not alt.strip():
-                problems.append(f"{guide.name}:{line}: the image {target} has no alt text")
-            problems += _broken(guide, line, target)
-        without_images = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)  # an image may be the words of a link
-        for target in re.findall(r"\[[^\[\]]*\]\(([^)\s]+)[^)]*\)", without_images):
-            problems += _broken(guide, line, target)
-        for tag in re.findall(r"<img\b[^>]*>", text):
-            attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
-            if not attributes.get("alt", "").strip():
-                problems.append(f"{guide.name}:{line}: the image {attributes.get('src')} has no alt text")
-            problems += _broken(guide, line, attributes.get("src", ""))
+    text = re.sub(r"`[^`]*`|\$[^$]*\$", "", text)  # neither code nor mathematics is a link
+    for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)[^)]*\)", text):
+        if not alt.strip():
+            problems.append(f"the image {target} has no alt text")
+        problems += _broken(target, file)
+    without_images = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)  # an image may be the words of a link
+    for target in re.findall(r"\[[^\[\]]*\]\(([^)\s]+)[^)]*\)", without_images):
+        problems += _broken(target, file)
+    for tag in re.findall(r"<img\b[^>]*>", text):
+        attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
+        if not attributes.get("alt", "").strip():
+            problems.append(f"the image {attributes.get('src')} has no alt text")
+        problems += _broken(attributes.get("src", ""), file)
     return problems
 
 
-def _broken(guide: Path, line: int, target: str) -> list[str]:
+def _broken(target: str, file: Path) -> list[str]:
     if re.match(r"[a-z]+:", target):  # https:, mailto:
         return []
     path, _, anchor = target.partition("#")
-    file = (guide.parent / path) if path else guide
-    if not file.is_file():
-        return [f"{guide.name}:{line}: {target} leads to no file"]
-    if anchor and file.suffix == ".md" and anchor not in anchors(file):
-        return [f"{guide.name}:{line}: {target} leads to no heading"]
+    found = (file.parent / path) if path else file
+    if not found.is_file():
+        return [f"{target} leads to no file"]
+    if anchor and found.suffix in (".md", ".ipynb") and anchor not in anchors(found):
+        return [f"{target} leads to no heading"]
     return []
 
 
-def anchors(guide: Path) -> set[str]:
-    """The names under which GitHub links to a file's headings, and those set with <a id="...">."""
+def anchors(file: Path) -> set[str]:
+    """The names under which GitHub links to the headings of a guide or a notebook, and those set with <a id="...">."""
+    if file.suffix == ".md":
+        lines = [text for _, text in _prose(file)]
+    else:
+        cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "markdown"]
+        lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
     names, counts = set(), {}
-    for _, text in _prose(guide):
+    for text in lines:
         names.update(re.findall(r'<a (?:id|name)="([^"]+)"', text))
         if heading := re.match(r"#{1,6} +(.*?)[ #]*$", text):
             words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).strip().lower()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,8 @@ def planted(tmp_path: Path):
 
 @pytest.mark.parametrize("guide", guides.GUIDES, ids=lambda guide: guide.name)
 def test_what_a_guide_prints_stands_in_it(guide, request):
-    problems = guides.run(guide, update=request.config.getoption("--update-guides", default=False))
+    options = [request.config.getoption(option) for option in ("--update-guides", "--draw-figures")]
+    problems = guides.run(guide, *options)
     assert not problems, "\n".join(problems) + "\n`make guides` writes what is printed into the guides"
 
 
@@ -40,6 +42,37 @@ def test_nothing_in_a_guide_is_only_said(guide, check):
 
 def test_links_and_images_of_the_readme_lead_somewhere():
     assert not guides.links(guides.ROOT / "README.md")
+
+
+def test_every_figure_has_a_command_and_a_reader():
+    """`make figures` draws each file of figures/, and README, a guide or a chapter shows it."""
+    texts = [path.read_text() for path in (guides.ROOT / "README.md", *guides.GUIDES)]
+    for path in sorted((guides.ROOT / "figures").glob("*.*")):
+        name = re.sub(r"\d+", r"(\\d+|\\{\\w+\\})", re.escape(path.name))  # head_0 may be written f"head_{head}"
+        drawn = [text for text in texts if re.search(rf'figure\(f?"{name}"', text)]
+        shown = [text for text in texts if f"](figures/{path.name})" in text]
+        assert drawn, f"nothing draws {path.name}"
+        assert shown, f"nobody shows {path.name}"
+
+
+DRAWS = """
+<!-- python
+from gpt.support import plots
+height = 1.0
+figure("line.KIND", plots.plot_lines({"one": ([0, 1, 2], [0, height, 0])}, "x", "y", "A line"))
+-->
+"""
+
+
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_a_figure_shows_what_the_code_draws(planted, kind):
+    guide = planted(DRAWS.replace("KIND", kind))
+    assert f"figures/line.{kind} is not there" in guides.run(guide)[0]
+    assert guides.run(guide, draw=True) == guides.run(guide) == []
+    same = guide.read_text().replace("1.0", "1.000001")  # another machine's last digits
+    assert guides.run(planted(same)) == []
+    for other in (guide.read_text().replace("1.0", "1.2"), guide.read_text().replace("A line", "B line")):
+        assert "shows something else" in guides.run(planted(other))[0]
 
 
 # --- running

@@ -201,6 +201,46 @@ def test_bars_have_the_heights_given_and_a_cross_where_nothing_may_come(gpt):
     assert texts(axes.xaxis) == ["a", "b", "c"]
 
 
+# --- numbers and curves
+
+
+def test_curves_are_the_points_given_and_can_be_told_apart_without_colour(gpt):
+    x = np.arange(4)
+    lines = {f"curve {i}": (x, x + i) for i in range(7)}
+    (axes,) = gpt.plots.plot_lines(lines, "x", "y", "Seven").axes
+    for i, line in enumerate(axes.lines):
+        assert np.array_equal(line.get_ydata(), x + i)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.lines}
+    assert len(looks) == 7
+    assert len({dashes for _, dashes in looks}) >= 5
+
+
+def test_labels_of_logarithmic_axes_are_plain_numbers(gpt):
+    (axes,) = gpt.plots.plot_lines({"": ([0.1, 1, 100], [1, 2, 3])}, "x", "y", "One", log="x").axes
+    assert (axes.get_xscale(), axes.get_yscale(), axes.get_legend()) == ("log", "linear", None)
+    assert {"0.1", "1", "10", "100"} <= set(texts(axes.xaxis))
+
+
+def test_a_matrix_has_its_numbers_written_and_leaves_out_what_is_masked(gpt):
+    values = [[1.0, float("nan")], [-0.001, -2.5]]
+    (axes,) = gpt.plots.plot_matrix(values, ["the", "more"], ["the", " more"], "Scores", ylabel="query").axes
+    assert [text.get_text() for text in axes.texts] == ["1.00", "0.00", "−2.50"]
+    assert [text.get_position() for text in axes.texts] == [(0, 0), (0, 1), (1, 1)]
+    assert (texts(axes.xaxis), texts(axes.yaxis)) == (["the", "␣more"], ["the", "more"])
+    (image,) = axes.images
+    assert image.get_clim() == (-2.5, 2.5)
+    assert image.get_array().mask.tolist() == [[False, True], [False, False]]
+
+
+def test_a_drawing_of_ones_own_has_the_house_style(gpt):
+    with gpt.plots.drawing(6, 2, rows=1, columns=2) as (figure, [[left, right]]):
+        left.plot([1, 2])
+    assert list(figure.get_size_inches()) == [6, 2]
+    assert left.xaxis.label.get_fontfamily() == [gpt.plots.FONT]
+    assert not right.spines["top"].get_visible()
+
+
 # --- inside the model
 
 
@@ -348,6 +388,11 @@ def test_another_file_type_is_refused(gpt, tmp_path):
         ("plot_lens", (np.zeros((2, 3, 4)), "ab", str), "tokens must be as many as"),
         ("plot_scores", ({"induction": [1.0]},), r"scores\['induction'\] must be \[layer, head\]"),
         ("plot_scores", ({},), "scores must hold at least one map"),
+        ("plot_lines", ({}, "x", "y", "No line"), "lines must be 1 to 7 curves, got 0"),
+        ("plot_lines", ({"a": ([1], [np.inf])}, "x", "y", "One"), r"lines\['a'\] must be finite"),
+        ("plot_lines", ({"a": ([1], [2])}, "x", "y", "One", "z"), "log must be"),
+        ("plot_matrix", ([1.0], "a", "b", "One"), r"values must be \[row, column\]"),
+        ("plot_matrix", ([[1.0]], "ab", "c", "One"), "tokens must be as many as the rows"),
     ],
 )
 def test_wrong_arguments_are_named(gpt, name, arguments, message):

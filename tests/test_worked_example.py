@@ -65,10 +65,3 @@ def test_the_second_the_tells_more_from_fewer(gpt):
     )
     assert np.array_equal(more_logits[0, 0], fewer_logits[0, 0])
     assert np.abs(more_logits[0, 2] - fewer_logits[0, 2]).max() > 0.1
-
-
-def test_the_heat_maps_are_drawn(gpt, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    gpt.example.main()
-    for head in (0, 1):
-        assert "more" in (tmp_path / f"figures/worked_example_head_{head}.svg").read_text()

@@ -7,8 +7,6 @@ use the same example. (The other half of the proverb is "the fewer the better".)
 The two "the" ask for different words. The embedding of "the" cannot tell which, so the model has to use the position
 and to look back: after "more" comes "merrier", after "fewer" comes "better". It still gets this wrong; one step of
 AdamW mends it.
-
-`python -m gpt.support.example` draws the two heat maps of the guide.
 """
 
 from __future__ import annotations
@@ -139,19 +137,3 @@ def example_model() -> GPT:
 
 def _matrix(text: str) -> np.ndarray:
     return np.array([[float(entry) for entry in line.split()] for line in text.strip().splitlines()])
-
-
-def main() -> None:
-    """Draw each head's attention, as one pass of `gpt.GPT` computed it, into figures/worked_example_head_*.svg."""
-    from gpt.inspection import trace
-    from gpt.support import plots
-
-    attention = trace(example_model(), torch.from_numpy(TOKENS)).attention[0, 0]
-    words = [VOCABULARY[token] for token in TOKENS[0]]
-    for head, weights in enumerate(attention):
-        figure = plots.plot_head(weights, words, title=f"Head {head}")
-        print(plots.save(figure, f"figures/worked_example_head_{head}.svg"))
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,8 @@ import io
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -35,7 +36,10 @@ from numpy.typing import ArrayLike
 
 FONT = "DejaVu Sans"  # ships inside matplotlib, so labels look the same on every machine
 BLUE, ORANGE, GREEN, VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"  # Okabe & Ito
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 INK, QUIET, PAPER, FORBIDDEN = "#222222", "#6b6b6b", "#fcfcfa", "#e2e2de"
+# Colour and dashes of the first, second, ... curve of a figure; the dashes tell them apart in grey print.
+LINES = [(BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (ORANGE, (0, (6, 1.5))), (PURPLE, ":"), (SKY, "-"), (INK, "--")]
 STYLE = {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
@@ -331,6 +335,67 @@ def plot_distribution(
         return _finished(figure)
 
 
+# --- numbers and curves
+
+
+def plot_lines(
+    lines: Mapping[str, tuple[ArrayLike, ArrayLike]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    log: str = "",
+    markers: bool = False,
+) -> Figure:
+    """Curves under their names, each (x, y) with as many x as y: up to seven, told apart by colour and by dashes.
+
+    `log` names the axes with a logarithmic scale: "", "x", "y" or "xy". With `markers` each point is a dot.
+    """
+    if not 1 <= len(lines) <= len(LINES):
+        raise ValueError(f"lines must be 1 to {len(LINES)} curves, got {len(lines)}")
+    if log not in ("", "x", "y", "xy"):
+        raise ValueError(f"log must be '', 'x', 'y' or 'xy', got {log!r}")
+    with drawing(6.8, 4.0) as (figure, [[axes]]):
+        for (name, (x, y)), (color, dashes) in zip(lines.items(), LINES, strict=False):
+            points = _array(f"lines[{name!r}]", np.stack([np.ravel(x), np.ravel(y)]), "x and y", "point")
+            axes.plot(*points, color=color, linestyle=dashes, marker="o" if markers else "", markersize=4, label=name)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.set(**{f"{axis}scale": "log" for axis in log})
+        axes.grid(color=FORBIDDEN, linewidth=0.8)
+        if len(lines) > 1:
+            axes.legend()
+    return figure
+
+
+def plot_matrix(
+    values: ArrayLike,
+    rows: Sequence[str | bytes],
+    columns: Sequence[str | bytes],
+    title: str,
+    digits: int = 2,
+    xlabel: str = "",
+    ylabel: str = "",
+) -> Figure:
+    """A small matrix [row, column] with its numbers written out: red above 0, blue below. A nan is drawn as masked."""
+    shown = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))
+    values = _array("values", shown.filled(0), "row", "column")
+    highest = np.abs(values).max() or 1.0
+    with drawing(1.6 + 0.62 * values.shape[1], 1.3 + 0.42 * values.shape[0]) as (_, [[axes]]):
+        axes.patch.set(facecolor=FORBIDDEN, hatch="////")
+        axes.imshow(np.ma.masked_array(values, shown.mask), cmap="RdBu_r", vmin=-highest, vmax=highest, aspect="auto")
+        for row, column in zip(*np.nonzero(~np.ma.getmaskarray(shown)), strict=True):
+            value = values[row, column]
+            color = PAPER if abs(value) > 0.6 * highest else INK
+            text = f"{value:.{digits}f}"
+            text = text.lstrip("-") if float(text) == 0 else text
+            axes.text(column, row, text.replace("-", "−"), ha="center", va="center", color=color, fontsize=9)
+        axes.set_xticks(range(values.shape[1]), _labels(columns, values.shape[1], "columns"))
+        axes.set_yticks(range(values.shape[0]), _labels(rows, values.shape[0], "rows"))
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    return axes.figure
+
+
 # --- inside the model
 
 
@@ -408,7 +473,19 @@ class _Figure(Figure):
     """A figure that belongs to no window: a notebook shows it once, and it is freed when no one holds it."""
 
     def _repr_png_(self) -> bytes:
-        return _rendered(self, "png", dpi=100)
+        return png(self, dpi=100)
+
+
+@contextmanager
+def drawing(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, np.ndarray]]:
+    """A figure of a kind that no function here draws, in the house style: `with drawing(7, 4) as (figure, [[axes]])`.
+
+    `width` and `height` are in inches; the panels are an array [rows, columns] of axes.
+    """
+    with mpl.rc_context(STYLE):
+        figure, panels = _figure(width, height, rows, columns)
+        yield figure, panels
+        _finished(figure)
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
@@ -417,6 +494,10 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 
 def _finished(figure: Figure) -> Figure:
+    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+        if axis.get_scale() == "log":  # its own labels are mathematics, which STYLE does not read
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("")
     figure.draw_without_rendering()  # ticks are made while drawing: make them now, while the style holds
     return figure
 
@@ -427,6 +508,11 @@ def _rendered(figure: Figure, kind: str, **options) -> bytes:
     with mpl.rc_context(STYLE):
         figure.savefig(content, format=kind, bbox_inches="tight", metadata=metadata, **options)
     return content.getvalue()
+
+
+def png(figure: Figure, dpi: int) -> bytes:
+    """The figure as a PNG file's content, `dpi` pixels to the inch."""
+    return _rendered(figure, "png", dpi=dpi)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
