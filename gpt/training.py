@@ -9,7 +9,9 @@ a run goes on as if it had never stopped. DEEP_THEORY_GUIDE.md, Part 7.
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from gpt.model import GPT, IGNORED
 from gpt.support.checkpoint import load_checkpoint, save_checkpoint, saved_parts
@@ -220,7 +222,7 @@ def train(
     run = _Run(model, dataloader, optimizer, device, precision, average, folder, tokenizer, history or History())
     run.start(resume)
     tokens, seconds = 0, 0.0
-    bar = tqdm(total=n_steps, initial=run.step, unit="step", disable=None, leave=False)
+    bar = tqdm(total=n_steps, initial=run.step, unit="step", disable=_bar_is_unwanted(), leave=False)
     with bar, _ctrl_c_finishes_the_step() as stop_asked:
         while run.step < n_steps and not stop_asked():
             started = time.perf_counter()
@@ -246,6 +248,11 @@ def train(
         if run.history.stopped_early:
             run.save()
     return run.finish()
+
+
+def _bar_is_unwanted() -> bool | None:
+    """None: tqdm shows a bar in a terminal only. A notebook is none, but its reader waits all the same."""
+    return bool(os.environ.get("TQDM_DISABLE")) if "ipykernel" in sys.modules else None
 
 
 class _Run:

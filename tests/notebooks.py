@@ -1,0 +1,212 @@
+"""How does a chapter stay true? It is stored in one form only, run again by nbval, and read by the checks below.
+
+`python -m tests.notebooks [FILE ...]` (`make notebooks`) runs chapters from fresh kernels and stores them in the
+normal form: cells numbered 1 to n, ids and metadata the same every time, progress bars left out. nbval then runs every
+code cell again, and what it prints must be what is stored.
+
+Tags on code cells:
+    exercise     holds one line, `name = ...`; the check follows, and then the solution, folded away
+    experiment   takes seconds, and no exercise needs what it makes
+    nbval-skip   needs a network or a GPU; it is neither run nor stored with an output
+
+Each function that looks for problems returns them as a list of "file, cell n: what is wrong".
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from tests import guides
+
+ROOT = Path(__file__).parent.parent
+CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SKIP = "nbval-skip"
+
+
+def load(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+# --- storing
+
+
+def store(path: Path) -> None:
+    """Run a chapter from a fresh kernel and write it in its normal form. Nothing is written if a cell fails."""
+    from nbclient import NotebookClient  # needed here only: it starts kernels
+
+    notebook = normal(load(path))
+    runnable = [cell for cell in notebook.cells if SKIP not in tags(cell)]
+    alive = nbformat.v4.new_notebook(cells=runnable, metadata=notebook.metadata)  # shares its cells
+    os.environ["TQDM_DISABLE"] = "1"
+    NotebookClient(alive, timeout=300, resources={"metadata": {"path": path.parent}}).execute()
+    part = path.with_suffix(".part")
+    part.write_text(written(normal(notebook)))
+    os.replace(part, path)
+
+
+def normal(notebook: NotebookNode) -> NotebookNode:
+    """The one form in which a chapter is stored: nothing in it depends on when, where or how often it was run."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    count = 0
+    for number, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{number}"
+        cell.metadata = {"tags": tags(cell)} if tags(cell) else {}
+        if cell.cell_type == "code":
+            count += SKIP not in tags(cell)
+            cell.execution_count = None if SKIP in tags(cell) else count
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = count
+    return notebook
+
+
+def written(notebook: NotebookNode) -> str:
+    return nbformat.writes(notebook).rstrip("\n") + "\n"
+
+
+# --- reading without running
+
+
+def form(path: Path) -> list[str]:
+    """What is not in the normal form: a cell that was not run, an error, a name of a path or a time, a bare image."""
+    problems = []
+    for where, cell in _cells(path, "code"):
+        if SKIP in tags(cell):
+            problems += [f"{where}: it is skipped, so it must not hold an output"] if cell.outputs else []
+            continue
+        if cell.execution_count is None:
+            problems.append(f"{where}: it was never run")
+        for output in cell.outputs:
+            problems += [f"{where}: {what}" for what in _wrong_with(output)]
+    if not problems and path.read_text() != written(normal(load(path))):
+        problems.append(f"{path.name}: it is not in its normal form: run `make notebooks`")
+    return problems
+
+
+# What differs from machine to machine: folders, addresses in memory, clock times and durations.
+_UNSTABLE = re.compile(
+    r"(?<![\w.])(?:/(?:home|tmp|usr|root|opt|var|work|Users|private)/|[A-Z]:\\)|\bat 0x[0-9a-f]+"
+    r"|\b\d{1,2}:\d\d(:\d\d)?\b|\b\d[\d.,]*\s?(?:ns|µs|us|ms|s|sec|seconds?|minutes?)\b"
+)
+
+
+def _wrong_with(output: NotebookNode) -> list[str]:
+    if output.output_type == "error":
+        return [f"it ends with an error: {output.ename}"]
+    if output.get("name") == "stderr":
+        return ["it writes to stderr"]
+    data = output.get("data", {})
+    text = output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
+    found = _UNSTABLE.search(text)
+    problems = [f"its output names a path or a time: {found[0]!r}"] if found else []
+    images = [kind for kind in data if kind.startswith("image/")] + (["<img"] if "<img" in text else [])
+    for kind in images:
+        if len(output.metadata.get(kind, {}).get("alt", "")) < 20:
+            problems.append("an image without a description: show it with described(figure, ...)")
+    return problems
+
+
+def repeats(path: Path) -> list[str]:
+    """Classes and functions of the package that a chapter defines a second time."""
+    problems, known = [], _public_names()
+    for where, cell in _cells(path, "code"):
+        for node in ast.walk(ast.parse(cell.source)):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in known:
+                problems.append(f"{where}: the package already has {node.name} (in {known[node.name]}): import it")
+    return problems
+
+
+def _public_names() -> dict[str, str]:
+    """Each class and function of the package, and the module that holds it."""
+    names = {}
+    for path in sorted((ROOT / "gpt").rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                names[node.name] = path.relative_to(ROOT).as_posix()
+    return names
+
+
+def links(path: Path) -> list[str]:
+    """Links of a chapter that lead nowhere, images without alt text, and rooms of its concept it does not link to."""
+    problems, targets = [], set()
+    for where, cell in _cells(path, "markdown"):
+        problems += [f"{where}: {what}" for what in guides.problems_of_links(cell.source, path)]
+        targets.update(re.findall(r"\]\(([^)\s]+)\)", cell.source))
+    number, concept = path.stem.split("_")
+    part = f"../DEEP_THEORY_GUIDE.md#part-{int(number)}--{concept}"
+    for needed in (part, f"../gpt/{concept}.py", f"../tests/test_{concept}.py"):
+        if needed not in targets:
+            problems.append(f"{path.name}: it does not link to {needed}")
+    return problems
+
+
+def _cells(path: Path, kind: str) -> list[tuple[str, NotebookNode]]:
+    cells = enumerate(load(path).cells, start=1)
+    return [(f"{path.name}, cell {number}", cell) for number, cell in cells if cell.cell_type == kind]
+
+
+# --- exercises
+
+
+def exercises(path: Path) -> list[str]:
+    """Solutions that their own check does not accept, checks that accept nonsense, and too few exercises."""
+    problems, found = [], 0
+    variables = {"__name__": "chapter"}
+    cells = load(path).cells
+    for i, cell in enumerate(cells):
+        where = f"{path.name}, cell {i + 1}"
+        if cell.cell_type != "code" or SKIP in tags(cell) or "experiment" in tags(cell):
+            continue
+        if "exercise" not in tags(cell):
+            _printed(cell.source, variables)
+            continue
+        found += 1
+        _printed(cell.source, variables)
+        name = re.fullmatch(r"(?:#.*\n)*(\w+) = \.\.\.(?: +#.*)?(?:\n#.*)*", cell.source.strip())
+        solution = re.search(r"<summary>Solution</summary>.*?```python\n(.*?)```", cells[i + 2].source, re.DOTALL)
+        if not name or not solution:
+            problems.append(f"{where}: an exercise is `name = ...`, then its check, then a folded Solution with code")
+            continue
+        ask = cells[i + 1].source
+        if "put your answer" not in _printed(ask, variables):
+            problems.append(f"{where}: the check does not wait for an answer")
+        for nonsense in (0.1234, lambda *_: 0.1234):
+            try:
+                accepted = ": right." in _printed(ask, variables | {name[1]: nonsense})
+            except Exception:  # an answer that cannot even be compared is not accepted either
+                accepted = False
+            if accepted:
+                problems.append(f"{where}: the check accepts {nonsense}")
+        if ": right." not in _printed(f"{solution[1]}\n{ask}", variables):
+            problems.append(f"{where}: the check does not accept the solution")
+    return problems if found >= 3 else [*problems, f"{path.name}: {found} exercises, but a chapter has three"]
+
+
+def _printed(source: str, variables: dict) -> str:
+    output = io.StringIO()
+    with redirect_stdout(output):
+        exec(source, variables)
+    return output.getvalue()
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or CHAPTERS:
+        store(Path(name).resolve())
+        print(f"stored {Path(name).name}")
