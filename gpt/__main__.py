@@ -26,6 +26,7 @@ from gpt.inspection import trace
 from gpt.model import GPT
 from gpt.scale import flops_per_token, memory_table, parameter_count, parameters_by_component
 from gpt.support import plots
+from gpt.support.attention_page import attention_page
 from gpt.support.checkpoint import atomic_file
 from gpt.support.data import DOWNLOADS, PYTHON_DOCS, Corpus, RandomWindows, fetch, load_text
 from gpt.support.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer
@@ -98,27 +99,36 @@ def token_texts(tokenizer, ids: list[int]) -> list[str | bytes]:
     return [decode([i]) for i in ids]
 
 
-def draw_attention(model: GPT, tokenizer, text: str, out: Path, layers: list[int], head: int | None) -> list[Path]:
-    """Heat maps of one real forward pass over the text; returns the files written."""
+def draw_attention(
+    model: GPT, tokenizer, text: str, out: Path, layers: list[int], head: int | None, kinds: tuple[str, ...] = ("png",)
+) -> list[Path]:
+    """Heat maps and the page of one real forward pass over the text; returns the files written, the page last."""
     ids = tokenizer.encode(text)
     if not ids:
         raise ValueError("text must not be empty")
     attention = trace(model, torch.tensor([ids])).attention[:, 0]
     labels, files = token_texts(tokenizer, ids), []
 
-    def write(figure, name: str, kinds: tuple[str, ...]) -> None:
+    def write(figure, name: str) -> None:
         files.extend(plots.save(figure, out / f"{name}.{kind}") for kind in kinds)
 
     if head is None:
-        write(plots.plot_attention_grid(attention), "all_heads", ("png",))
+        write(plots.plot_attention_grid(attention), "all_heads")
         for layer in layers:
-            write(plots.plot_layer(attention[layer], labels, f"Layer {layer}: where each head looks"),
-                  f"layer_{layer}", ("png",))  # fmt: skip
+            title = f"Layer {layer}: where each head looks"
+            write(plots.plot_layer(attention[layer], labels, title), f"layer_{layer}")
     else:
         for layer in layers:
             title = f"Layer {layer}, head {head}: where each token looks"
-            write(plots.plot_head(attention[layer, head], labels, title), f"layer_{layer}_head_{head}", ("png", "svg"))
-    return files
+            write(plots.plot_head(attention[layer, head], labels, title), f"layer_{layer}_head_{head}")
+    try:
+        page = attention_page(attention, labels)
+    except ValueError as error:  # a long text in a large model: its heat maps are still worth having
+        say(f"no attention.html: {error}")
+        return files
+    with atomic_file(out / "attention.html") as path:
+        path.write_text(page, encoding="utf-8")
+    return [*files, out / "attention.html"]
 
 
 def run_attend(options: argparse.Namespace) -> None:
@@ -128,7 +138,8 @@ def run_attend(options: argparse.Namespace) -> None:
         if value is not None and not 0 <= value < limit:
             raise ValueError(f"--{name} must be in 0..{limit - 1} for this model, got {value}")
     layers = range(config.n_layer) if options.layer is None else [options.layer]
-    for path in draw_attention(model, tokenizer, options.text, options.out, list(layers), options.head):
+    kinds = ("png", "svg")
+    for path in draw_attention(model, tokenizer, options.text, options.out, list(layers), options.head, kinds):
         say(f"wrote {path}")
 
 
@@ -426,13 +437,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     add_device(sub)
 
-    sub = command("attend", run_attend, "draw the attention of a text as heat maps", '--text "To be, or not to be"',
+    sub = command("attend", run_attend, "draw the attention of a text: heat maps (PNG, SVG) and a page to point at",
+                  '--text "To be, or not to be"',
                   '--text "To be, or not to be" --layer 1 --head 5 --out figures/mine')  # fmt: skip
     sub.add_argument("--text", required=True)
     add_model(sub)
-    sub.add_argument("--layer", type=int, help="one layer (default: all)")
+    sub.add_argument("--layer", type=int, help="heat maps of one layer (default: all)")
     sub.add_argument("--head", type=int, help="one head, large (default: all heads of a layer in one figure)")
-    sub.add_argument("--out", type=Path, default=Path("figures/attention"), help="folder for the figures")
+    sub.add_argument("--out", type=Path, default=Path("figures/attention"),
+                     help="folder for the figures and attention.html, which any browser opens")  # fmt: skip
 
     sub = command("stats", run_stats, "parameters, FLOPs and memory of a size", "gpt2_small", "gpt2_xl --batch-size 8")
     sub.add_argument("preset", choices=PRESETS)

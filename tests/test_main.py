@@ -123,13 +123,35 @@ def test_generate_repeats_itself_with_the_same_seed(command, run_folder):
     assert command(*arguments)[1] == out
 
 
-def test_attend_draws_all_heads_or_one(command, run_folder, tmp_path):
-    arguments = ["attend", "--text", "the cat sat", "--model", run_folder / "best", "--out", tmp_path]
-    assert command(*arguments)[0] == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["all_heads.png", "layer_0.png", "layer_1.png"]
-    assert command(*arguments, "--layer", 1, "--head", 0)[0] == 0
-    assert (tmp_path / "layer_1_head_0.svg").read_text().startswith("<?xml")
-    assert (tmp_path / "layer_1_head_0.png").read_bytes().startswith(b"\x89PNG")
+def test_attend_draws_all_heads_or_one(gpt, command, run_folder, tmp_path):
+    arguments = ["attend", "--text", "the cat sat", "--model", run_folder / "best"]
+    for more, names in (
+        ([], {"all_heads", "layer_0", "layer_1"}),
+        (["--layer", 1, "--head", 0], {"layer_1_head_0"}),
+    ):
+        out = tmp_path / str(len(more))
+        code, printed, _ = command(*arguments, *more, "--out", out)
+        assert code == 0
+        files = {f"{name}.{kind}" for name in names for kind in ("png", "svg")} | {"attention.html"}
+        assert {path.name for path in out.iterdir()} == files
+        assert sorted(printed.splitlines()) == sorted(f"wrote {out / name}" for name in files)
+        for path in out.iterdir():
+            starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".html": b"<!DOCTYPE html>"}
+            assert path.read_bytes().startswith(starts[path.suffix])
+    ids = gpt.load_pretrained_tokenizer(run_folder / "best").encode("the cat sat")
+    attention = gpt.trace(gpt.GPT.from_pretrained(run_folder / "best"), torch.tensor([ids])).attention[:, 0]
+    assert (out / "attention.html").read_text(encoding="utf-8") == gpt.attention_page.attention_page(
+        attention, "the cat sat"
+    ), "the page is of the whole model, whatever the figures show"
+
+
+def test_attend_draws_what_is_too_large_for_a_page(gpt, command, run_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpt.attention_page, "LARGEST", 100)
+    arguments = ["attend", "--text", "the cat sat", "--model", run_folder / "best", "--layer", 0, "--head", 0]
+    code, out, _ = command(*arguments, "--out", tmp_path)
+    assert code == 0
+    assert re.search("no attention.html: attention of 2 layers, 2 heads and 11 tokens would make a page of", out)
+    assert {path.name for path in tmp_path.iterdir()} == {"layer_0_head_0.png", "layer_0_head_0.svg"}
 
 
 def test_stats_of_the_smallest_released_model(command):
