@@ -32,6 +32,8 @@ test: lint  ## all checks
 lint: $(READY)
 	$(PY) -m ruff check
 
+include docs/diagrams.mk
+
 bench: $(READY)  ## speed and memory side by side with transformers
 	$(PY) benchmarks/compare.py
 
@@ -55,4 +57,4 @@ model: $(READY)  ## train the bundled model again
 	cp runs/tinyshakespeare/best/* gpt/support/tinyshakespeare/
 
 clean:  ## remove what can be made again, but keep downloads and runs
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache figures/tour
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache figures/tour docs/_build

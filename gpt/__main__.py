@@ -297,7 +297,7 @@ def run_tour(options: argparse.Namespace) -> None:
 
     heading("2. Where it looked: attention of every layer and head over the first characters of that text")
     files = draw_attention(model, tokenizer, text[:24], options.out, list(range(model.config.n_layer)), None)
-    say(f"{len(files)} heat maps drawn from one forward pass")
+    say(f"{len(files) - 1} heat maps, and a page to point at, drawn from one forward pass")
 
     heading(f"3. A fresh model learns from the Python reference for about {options.seconds:g} seconds")
     text = load_text(PYTHON_DOCS)
@@ -332,7 +332,8 @@ def run_tour(options: argparse.Namespace) -> None:
     for path in files:
         say(f"  {path}")
     heading("What next")
-    say("  look at the heat maps; then read README.md, which leads to the theory behind them")
+    say(f"  look at the heat maps, and open {options.out / 'attention.html'} in a browser: point at a token")
+    say("  read README.md, which leads to the theory behind them")
     say('  python -m gpt attend --text "To be, or not to be" --layer 0 --head 3')
     say(f"  python -m gpt train {PYTHON_DOCS} --steps 2000 --out runs/mine")
 
