@@ -44,7 +44,7 @@ from matplotlib.figure import Figure
 from gpt.support import plots
 
 ROOT = Path(__file__).parent.parent
-GUIDES = [ROOT / name for name in ("WORKED_EXAMPLE.md", "DEEP_THEORY_GUIDE.md") if (ROOT / name).exists()]
+GUIDES = [ROOT / name for name in ("WORKED_EXAMPLE.md", "DEEP_THEORY_GUIDE.md", "HOW_TO_CODE_GUIDE.md")]
 CODE = {"```python": "```", "<!-- python": "-->"}  # how a block of each kind opens and closes
 OUTPUT = {"```text": "```", "<!-- printed -->": "<!-- /printed -->"}
 
