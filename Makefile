@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab guides notebooks figures bench model clean
+.PHONY: help run test lint lab book serve guides notebooks figures bench model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,14 @@ bench: $(READY)  ## speed and memory side by side with transformers
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab notebooks
+
+book: $(READY)  ## the guides, the chapters and the package as one site, to be read offline
+	@command -v npm >/dev/null || { echo "The book needs node and npm; on Debian and Ubuntu: apt install nodejs npm"; exit 1; }
+	$(PY) -m docs.book.build
+
+serve: book  ## open the book in a browser
+	@(sleep 1; $(PY) -m webbrowser -t http://127.0.0.1:8000/) &
+	$(PY) -m http.server --bind 127.0.0.1 --directory docs/_build/html 8000
 
 guides: $(READY)  ## write what the guides' code prints into the guides
 	$(PY) -m pytest tests/test_guides.py --update-guides -k prints_stands
