@@ -24,10 +24,10 @@ $(READY): requirements.txt pyproject.toml
 run: $(READY)  ## the tour: write Shakespeare, draw attention, train a fresh model for a minute
 	$(PY) -m gpt tour
 
-test: lint  ## all checks
-	$(PY) -m pytest
-	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest notebooks --nbval --nbval-current-env \
-	    --nbval-cell-timeout=120 --numprocesses 2 --dist loadfile
+# Tests and chapters share two processes of one thread each; TQDM_DISABLE keeps progress bars out of the outputs.
+test: lint  ## all checks: the tests, and every chapter run again
+	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests notebooks --numprocesses 2 --dist loadfile \
+	    --nbval --nbval-current-env --nbval-cell-timeout=120 --durations=10
 
 lint: $(READY)
 	$(PY) -m ruff check
