@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
+import matplotlib.image as mpl_image
 import nbformat
 import pytest
 
@@ -61,6 +63,9 @@ def test_a_described_figure_is_a_picture_with_its_words():
     data, metadata = described(plots.plot_positions([[0.0, 1.0]]), "Two cells,\n  one white.")._repr_mimebundle_()
     assert data["image/png"][:4] == b"\x89PNG"
     assert data["text/plain"] == metadata["image/png"]["alt"] == "Two cells, one white."
+    pixels = mpl_image.imread(io.BytesIO(data["image/png"])).shape
+    assert metadata["image/png"]["width"] == pixels[1] * 100 // 144
+    assert metadata["image/png"]["height"] == pixels[0] * 100 // 144
     with pytest.raises(ValueError, match="description must say what the figure shows, got 'a map'"):
         described(plots.plot_positions([[0.0, 1.0]]), "a map")
 

@@ -8,6 +8,7 @@ A description is stored with the picture, for readers who cannot see it and as t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -30,8 +31,10 @@ class described:
         self.figure, self.description = figure, " ".join(description.split())
 
     def _repr_mimebundle_(self, **_options) -> tuple[dict[str, Any], dict[str, Any]]:
-        data = {"image/png": plots.png(self.figure, dpi=_DPI), "text/plain": self.description}
-        return data, {"image/png": {"alt": self.description}}
+        picture = plots.png(self.figure, dpi=_DPI)
+        size = (pixels * 100 // _DPI for pixels in struct.unpack(">II", picture[16:24]))  # a PNG begins with its size
+        shown = {"alt": self.description} | dict(zip(("width", "height"), size, strict=True))
+        return {"image/png": picture, "text/plain": self.description}, {"image/png": shown}
 
 
 def check(exercise: str, answer: Any, is_right: Callable[[Any], Any], hint: str) -> None:
