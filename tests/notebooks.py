@@ -51,7 +51,7 @@ def store(path: Path) -> None:
     runnable = [cell for cell in notebook.cells if SKIP not in tags(cell)]
     alive = nbformat.v4.new_notebook(cells=runnable, metadata=notebook.metadata)  # shares its cells
     os.environ["TQDM_DISABLE"] = "1"
-    NotebookClient(alive, timeout=300, resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(alive, timeout=300, coalesce_streams=True, resources={"metadata": {"path": path.parent}}).execute()
     part = path.with_suffix(".part")
     part.write_text(written(normal(notebook)))
     os.replace(part, path)
