@@ -7,7 +7,8 @@ code cell again, and what it prints must be what is stored.
 Tags on code cells:
     exercise     holds one line, `name = ...`; the check follows, and then the solution, folded away
     experiment   takes seconds, and no exercise needs what it makes
-    nbval-skip   needs a network or a GPU; it is neither run nor stored with an output
+    nbval-skip   needs a network or a GPU; it is neither run nor stored with an output. With `raises-exception` beside
+                 it, JupyterLab goes on to the next cell where there is none
 
 Each function that looks for problems returns them as a list of "file, cell n: what is wrong".
 """
