@@ -55,6 +55,15 @@ def test_every_figure_has_a_command_and_a_reader():
         assert shown, f"nobody shows {path.name}"
 
 
+def test_every_diagram_has_a_reader():
+    pages = [guides.ROOT / "README.md", *guides.GUIDES, *(guides.ROOT / "notebooks").glob("*.ipynb")]
+    shown = "".join(page.read_text() for page in pages)
+    diagrams = sorted((guides.ROOT / "figures" / "diagrams").glob("*.svg"))
+    assert len(diagrams) == 6
+    for path in diagrams:
+        assert f"figures/diagrams/{path.name})" in shown, f"nobody shows {path.name}"
+
+
 DRAWS = """
 <!-- python
 from gpt.support import plots
