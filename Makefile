@@ -32,7 +32,7 @@ test: lint  ## all checks: the tests, and every chapter run again
 lint: $(READY)
 	$(PY) -m ruff check
 
-include docs/diagrams.mk
+include docs/latex/diagrams.mk
 
 bench: $(READY)  ## speed and memory side by side with transformers
 	$(PY) benchmarks/compare.py
@@ -49,20 +49,20 @@ serve: book  ## open the book in a browser
 	$(PY) -m http.server --bind 127.0.0.1 --directory docs/_build/html 8000
 
 guides: $(READY)  ## write what the guides' code prints into the guides
-	$(PY) -m pytest tests/test_guides.py --update-guides -k prints_stands
+	$(PY) -m pytest tests/documents/test_guides.py --update-guides -k prints_stands
 
 notebooks: $(READY)  ## run the chapters and store what they print
-	$(PY) -m tests.notebooks
+	$(PY) -m docs.tools.chapters
 
 figures: $(READY)  ## draw the figures of README and guides again
 	$(PY) -m gpt attend --text "To be, or not to be" --out figures/attention
-	$(PY) -m pytest tests/test_guides.py --draw-figures -k prints_stands
+	$(PY) -m pytest tests/documents/test_guides.py --draw-figures -k prints_stands
 
 # What made the bundled model (about 40 minutes on one core, given Tiny Shakespeare; see record.json beside it).
 model: $(READY)  ## train the bundled model again
 	$(PY) -m gpt train tinyshakespeare --steps 6000 --batch-size 32 --lr 2e-3 --warmup 150 --weight-decay 1.5 \
 	    --average 0.99 --precision bfloat16 --seed 1 --out runs/tinyshakespeare
-	cp runs/tinyshakespeare/best/* gpt/support/tinyshakespeare/
+	cp runs/tinyshakespeare/best/* gpt/storage/tinyshakespeare/
 
 clean:  ## remove what can be made again, but keep downloads and runs
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache figures/tour docs/_build

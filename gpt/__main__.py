@@ -20,16 +20,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from gpt import figures
 from gpt.config import GPTConfig
+from gpt.figures.pages.attention import attention_page
 from gpt.generation import stream
 from gpt.inspection import trace
 from gpt.model import GPT
 from gpt.scale import flops_per_token, memory_table, parameter_count, parameters_by_component
-from gpt.support import plots
-from gpt.support.attention_page import attention_page
-from gpt.support.checkpoint import atomic_file
-from gpt.support.data import DOWNLOADS, PYTHON_DOCS, Corpus, RandomWindows, fetch, load_text
-from gpt.support.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer
+from gpt.storage.corpora import DOWNLOADS, PYTHON_DOCS, Corpus, RandomWindows, fetch, load_text
+from gpt.storage.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer
+from gpt.support.files import atomic_file
 from gpt.tokens import END_OF_TEXT, BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
 from gpt.training import PRECISIONS, Evaluation, History, adamw, cosine_schedule, evaluate, pick_device, train
 
@@ -110,17 +110,17 @@ def draw_attention(
     labels, files = token_texts(tokenizer, ids), []
 
     def write(figure, name: str) -> None:
-        files.extend(plots.save(figure, out / f"{name}.{kind}") for kind in kinds)
+        files.extend(figures.save(figure, out / f"{name}.{kind}") for kind in kinds)
 
     if head is None:
-        write(plots.plot_attention_grid(attention), "all_heads")
+        write(figures.plot_attention_grid(attention), "all_heads")
         for layer in layers:
             title = f"Layer {layer}: where each head looks"
-            write(plots.plot_layer(attention[layer], labels, title), f"layer_{layer}")
+            write(figures.plot_layer(attention[layer], labels, title), f"layer_{layer}")
     else:
         for layer in layers:
             title = f"Layer {layer}, head {head}: where each token looks"
-            write(plots.plot_head(attention[layer, head], labels, title), f"layer_{layer}_head_{head}")
+            write(figures.plot_head(attention[layer, head], labels, title), f"layer_{layer}_head_{head}")
     try:
         page = attention_page(attention, labels)
     except ValueError as error:  # a long text in a large model: its heat maps are still worth having
@@ -232,7 +232,7 @@ def run_train(options: argparse.Namespace) -> None:
     }
     with atomic_file(best / "record.json") as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
-    plots.save(plots.plot_training(history.train, history.validation), options.out / "curve.png")
+    figures.save(figures.plot_training(history.train, history.validation), options.out / "curve.png")
     say(f"best model: {scores(score)}\nwrote {best} (use it with --model {best}) and {options.out / 'curve.png'}")
 
 
@@ -324,7 +324,7 @@ def run_tour(options: argparse.Namespace) -> None:
         history=history,
     )
     say(f"after {history.step} steps: {scores(held_out_score(model, corpus))}")
-    files.append(plots.save(plots.plot_training(history.train, history.validation), options.out / "training.png"))
+    files.append(figures.save(figures.plot_training(history.train, history.validation), options.out / "training.png"))
     say("a sample:")
     write_on(model, tokenizer, "The ", 300, options.seed, temperature=0.7)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
 
-from gpt.support.layers import Linear, drop
+from gpt.support.kernels import Linear, drop
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gpt.attention import CausalSelfAttention, KVCache
 from gpt.config import GPTConfig
-from gpt.support.layers import Dropout, Linear
+from gpt.support.kernels import Dropout, Linear
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

@@ -18,7 +18,7 @@ from gpt.attention import KVCache
 from gpt.block import Block, LayerNorm
 from gpt.config import GPTConfig
 from gpt.positions import LearnedPositionalEncoding
-from gpt.support.layers import Dropout, Embedding, linear
+from gpt.support.kernels import Dropout, Embedding, linear
 
 IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
 
@@ -108,13 +108,13 @@ class GPT(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str) -> GPT:
-        """A released model, the bundled one or a local folder: see `gpt.support.pretrained.load_pretrained`."""
-        from gpt.support.pretrained import load_pretrained
+        """A released model, the bundled one or a local folder: see `gpt.storage.pretrained.load_pretrained`."""
+        from gpt.storage.pretrained import load_pretrained
 
         return load_pretrained(name)
 
     def save_pretrained(self, folder: str) -> None:
         """Write config.json and model.safetensors in the released layout, which transformers loads too."""
-        from gpt.support.pretrained import save_pretrained
+        from gpt.storage.pretrained import save_pretrained
 
         save_pretrained(self, folder)

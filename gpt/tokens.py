@@ -16,7 +16,6 @@ from __future__ import annotations
 import heapq
 import json
 import math
-import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
@@ -27,6 +26,8 @@ import regex
 import tiktoken
 import torch
 from torch import Tensor
+
+from gpt.support.files import atomic_file, read_json
 
 Pair = tuple[bytes, bytes]
 
@@ -45,12 +46,8 @@ class _Saved:
     def save(self, path: str | Path) -> None:
         """Write a JSON file. On an error (a full disk, say) a file that was there before stays as it was."""
         content = json.dumps(self._to_json(), ensure_ascii=False, indent=1).encode()
-        part = Path(f"{path}.part")
-        try:
-            part.write_bytes(content)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -254,7 +251,7 @@ class BPETokenizer(_Saved):
             "pattern": GPT2_PATTERN,
             "special_tokens": [END_OF_TEXT],
             "merges": [line for line in lines if line and not line.startswith("#version")],
-            "vocabulary": _read_json(encoder_json),
+            "vocabulary": read_json(encoder_json),
         }
         return _build(cls, data, f"{encoder_json} with {vocab_bpe}")
 
@@ -384,7 +381,7 @@ def gpt2_tokenizer() -> tiktoken.Encoding:
 
 def load_tokenizer(path: str | Path) -> CharTokenizer | BPETokenizer:
     """Read what `save` of either tokenizer wrote. A damaged or foreign file is a ValueError."""
-    data = _read_json(path)
+    data = read_json(path)
     kind = {"char": CharTokenizer, "bpe": BPETokenizer}.get(str(data.get("type")))
     if kind is None:
         raise ValueError(f'{path} is no tokenizer: its "type" must be "char" or "bpe", got {data.get("type")!r}')
@@ -433,16 +430,6 @@ def _spell(token: bytes) -> str:
 
 def _unspell(spelling: str) -> bytes:
     return bytes(_BYTE_OF[character] for character in spelling)
-
-
-def _read_json(path: str | Path) -> dict[str, Any]:
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{path} is no tokenizer: it holds a JSON {type(data).__name__}, not an object")
-    return data
 
 
 def _build(kind: type, data: dict[str, Any], source: object) -> Any:

@@ -26,8 +26,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from gpt.model import GPT, IGNORED
-from gpt.support.checkpoint import load_checkpoint, save_checkpoint, saved_parts
-from gpt.support.pretrained import save_pretrained
+from gpt.storage.checkpoint import load_checkpoint, save_checkpoint, saved_parts
+from gpt.storage.pretrained import save_pretrained
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

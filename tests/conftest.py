@@ -2,7 +2,7 @@
 
 So a learner's own file can stand in for any part of the package:
 
-    pytest tests/test_attention.py --implementation my_attention.py
+    pytest tests/concepts/test_attention.py --implementation my_attention.py
 
 Names that the file defines come from it, all others from the package.
 """
@@ -17,6 +17,8 @@ from types import ModuleType
 
 import pytest
 
+ROOMS = ("support", "storage", "figures", "lessons")
+
 
 class Implementation:
     """The package's public names and modules, with a learner's names in front of them."""
@@ -28,7 +30,7 @@ class Implementation:
         own = getattr(self._own, name, None)
         if inspect.isroutine(own) or inspect.isclass(own):  # not a variable that happens to be called `model`
             return own
-        for module in (f"gpt.{name}", f"gpt.support.{name}"):
+        for module in (f"gpt.{name}", *(f"gpt.{room}.{name}" for room in ROOMS)):
             if importlib.util.find_spec(module):
                 return importlib.import_module(module)
         return getattr(importlib.import_module("gpt"), name)

@@ -16,7 +16,7 @@ from docs.book.split import write_source
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-PACKAGES = ["katex@0.16.22", "axe-core@4.11.0"]  # formulas; the judge of contrast in tests/test_book.py
+PACKAGES = ["katex@0.16.22", "axe-core@4.11.0"]  # formulas; the judge of contrast in tests/documents/test_book.py
 NODE = ROOT / "docs/_build/npm"
 
 

@@ -155,7 +155,7 @@ def rooms(name: str, here: str, links: Links) -> str:
         return ""
     number = CONCEPTS.index(name)
     files = {"theory": THEORY[number + 1], "chapter": CHAPTERS[number], "code": f"source/gpt/{name}.py.md",
-             "API": f"api/{name}.md", "tests": f"source/tests/test_{name}.py.md"}  # fmt: skip
+             "API": f"api/{name}.md", "tests": f"source/tests/concepts/test_{name}.py.md"}  # fmt: skip
     found = {room: file for room, file in files.items() if room != "chapter" or (links.root / file).is_file()}
     line = " · ".join(f"**{room}**" if room == here else f"[{room}](/{file})" for room, file in found.items())
     return f"```{{container}} rooms\nConcept {number + 1}, {name}: {line}\n```\n"

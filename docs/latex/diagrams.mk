@@ -3,7 +3,7 @@
 
 LATEX_BUILD    ?= docs/_build
 LATEX_FIGURES  ?= figures/diagrams
-LATEX_SOURCES  := CONTROL_FLOW_DIAGRAM.tex docs/cheatsheet.tex docs/worked_example.tex
+LATEX_SOURCES  := CONTROL_FLOW_DIAGRAM.tex docs/latex/cheatsheet.tex docs/latex/worked_example.tex
 LATEX_DIAGRAMS  = $(LATEX_BUILD)/pdf/CONTROL_FLOW_DIAGRAM.pdf
 LATEX_PAGES    := 1_model 2_block 3_attention 4_training 5_generation 6_gradients
 LATEX_PACKAGES := texlive-latex-base texlive-latex-extra texlive-pictures latexmk poppler-utils chktex
@@ -14,9 +14,9 @@ PY ?= python3
 .PHONY: diagrams latex-tools latex-numbers latex-documents latex-figures
 
 diagrams: latex-tools $(READY)  ## build the LaTeX diagrams, the formula sheet and the hand-out
-	@$(MAKE) --no-print-directory -f docs/diagrams.mk PY="$(PY)" latex-numbers
-	@$(MAKE) --no-print-directory -f docs/diagrams.mk latex-documents
-	@$(MAKE) --no-print-directory -f docs/diagrams.mk latex-figures
+	@$(MAKE) --no-print-directory -f docs/latex/diagrams.mk PY="$(PY)" latex-numbers
+	@$(MAKE) --no-print-directory -f docs/latex/diagrams.mk latex-documents
+	@$(MAKE) --no-print-directory -f docs/latex/diagrams.mk latex-figures
 	@echo "$(LATEX_BUILD)/pdf holds the PDFs, $(LATEX_FIGURES) the diagrams"
 
 latex-tools:
@@ -25,7 +25,7 @@ latex-tools:
 	    echo "    apt-get install --no-install-recommends $(LATEX_PACKAGES)"; exit 1; }; done
 
 latex-numbers:
-	@$(PY) -m docs.numbers $(LATEX_BUILD)
+	@$(PY) -m docs.latex.numbers $(LATEX_BUILD)
 
 # A warning stops the build: a box that is too full is seen in print, and a missing reference as well.
 latex-documents:
@@ -45,5 +45,5 @@ latex-figures:
 	    pdftocairo -png -r 150 -f $$page -l $$page -singlefile $(LATEX_DIAGRAMS) $(LATEX_FIGURES)/$$name || exit 1; \
 	done
 	@{ pdflatex --version | head -n 1; pdftocairo -v 2>&1 | head -n 1; \
-	    echo "sources $$(cat CONTROL_FLOW_DIAGRAM.tex docs/notation.tex $(LATEX_BUILD)/numbers.tex | sha256sum | cut -c 1-64)"; \
+	    echo "sources $$(cat CONTROL_FLOW_DIAGRAM.tex docs/latex/notation.tex $(LATEX_BUILD)/numbers.tex | sha256sum | cut -c 1-64)"; \
 	} > $(LATEX_FIGURES)/made_by.txt

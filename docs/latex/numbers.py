@@ -2,9 +2,9 @@
 
 None is typed there: this script asks the package and writes them, so that a diagram cannot disagree with the code.
 
-    python -m docs.numbers FOLDER
+    python -m docs.latex.numbers FOLDER
 
-writes FOLDER/numbers.tex, and FOLDER/tables.tex with the tables of docs/tables.py. In a document
+writes FOLDER/numbers.tex, and FOLDER/tables.tex with the tables of docs/latex/tables.py. In a document
 `\\num{small.parameters}` stands for one number; a key that is not written here stops LaTeX with an error.
 """
 
@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from docs.tables import STEP, tables
-from gpt import GPTConfig, backward, scale, train
-from gpt.support import example, plots
+from docs.latex.tables import STEP, tables
+from gpt import GPTConfig, backward, figures, scale, train
+from gpt.lessons import example
+from gpt.lessons.paper import number
 from gpt.training import adamw, cosine_schedule
-from tests.guides import number
 
 SIZES = ("small", "medium", "large", "xl")
 COLOURS = ("BLUE", "ORANGE", "GREEN", "VERMILION", "SKY", "PURPLE", "INK", "QUIET", "PAPER", "FORBIDDEN")
@@ -136,8 +136,8 @@ def numbers() -> dict[str, str]:
 def main(folder: str) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    lines = ["% Written by docs/numbers.py: do not edit."]
-    lines += [f"\\definecolor{{{name.lower()}}}{{HTML}}{{{getattr(plots, name)[1:]}}}" for name in COLOURS]
+    lines = ["% Written by docs/latex/numbers.py: do not edit."]
+    lines += [f"\\definecolor{{{name.lower()}}}{{HTML}}{{{getattr(figures, name)[1:]}}}" for name in COLOURS]
     lines += [f"\\setnum{{{key}}}{{{value}}}" for key, value in numbers().items()]
     (path / "numbers.tex").write_text("\n".join(lines) + "\n")
     lines = [lines[0], *(f"\\settable{{{name}}}{{{text}}}" for name, text in tables().items())]

@@ -1,12 +1,15 @@
-"""The tables of WORKED_EXAMPLE.md as LaTeX, for the hand-out docs/worked_example.tex; docs/numbers.py writes them."""
+"""The tables of WORKED_EXAMPLE.md as LaTeX, for the hand-out worked_example.tex beside this file.
+
+numbers.py writes them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gpt import backward
-from gpt.support import example
-from tests.guides import number
+from gpt.lessons import example
+from gpt.lessons.paper import number
 
 STEP = {"lr": 0.02, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1}  # the step of AdamW in WORKED_EXAMPLE.md
 

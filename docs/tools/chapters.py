@@ -1,6 +1,6 @@
 """How does a chapter stay true? It is stored in one form only, run again by nbval, and read by the checks below.
 
-`python -m tests.notebooks [FILE ...]` (`make notebooks`) runs chapters from fresh kernels and stores them in the
+`python -m docs.tools.chapters [FILE ...]` (`make notebooks`) runs chapters from fresh kernels and stores them in the
 normal form: cells numbered 1 to n, ids and metadata the same every time, progress bars left out. nbval then runs every
 code cell again, and what it prints must be what is stored.
 
@@ -26,9 +26,10 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from tests import guides
+from docs.tools import guides
+from gpt.support.files import atomic_file
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SKIP = "nbval-skip"
 
@@ -53,9 +54,8 @@ def store(path: Path) -> None:
     alive = nbformat.v4.new_notebook(cells=runnable, metadata=notebook.metadata)  # shares its cells
     os.environ["TQDM_DISABLE"] = "1"
     NotebookClient(alive, timeout=300, coalesce_streams=True, resources={"metadata": {"path": path.parent}}).execute()
-    part = path.with_suffix(".part")
-    part.write_text(written(normal(notebook)))
-    os.replace(part, path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(written(normal(notebook)))
 
 
 def normal(notebook: NotebookNode) -> NotebookNode:
@@ -152,7 +152,7 @@ def links(path: Path) -> list[str]:
         targets.update(re.findall(r"\]\(([^)\s]+)\)", cell.source))
     number, concept = path.stem.split("_")
     part = f"../DEEP_THEORY_GUIDE.md#part-{int(number)}--{concept}"
-    for needed in (part, f"../gpt/{concept}.py", f"../tests/test_{concept}.py"):
+    for needed in (part, f"../gpt/{concept}.py", f"../tests/concepts/test_{concept}.py"):
         if needed not in targets:
             problems.append(f"{path.name}: it does not link to {needed}")
     return problems

@@ -18,7 +18,7 @@ Markdown. Both kinds of code go with both kinds of output. Code that prints noth
 A claim is a numbered formula, `\\tag{3.2}`. A block that says `# (3.2)` in a comment of its own checks it, and must
 stand behind the formula, before the next heading.
 
-A block may also draw: `figure("name.svg", plots.plot_lines(...))`. What it draws must be what figures/name.svg shows.
+A block may also draw: `figure("name.svg", figures.plot_lines(...))`. What it draws must be what figures/name.svg shows.
 
 `make guides` writes what is printed into the guides, and `make figures` what is drawn into figures/. Each function
 that reads a guide returns a list of problems, each of them "file:line: what is wrong".
@@ -41,9 +41,9 @@ import matplotlib.image as mpl_image
 import numpy as np
 from matplotlib.figure import Figure
 
-from gpt.support import plots
+from gpt import figures
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / name for name in ("WORKED_EXAMPLE.md", "DEEP_THEORY_GUIDE.md", "HOW_TO_CODE_GUIDE.md")]
 CODE = {"```python": "```", "<!-- python": "-->"}  # how a block of each kind opens and closes
 OUTPUT = {"```text": "```", "<!-- printed -->": "<!-- /printed -->"}
@@ -146,7 +146,7 @@ def _difference(guide: Path, part: Part, printed: list[str]) -> str:
 def _figure(folder: Path, draw: bool, name: str, figure: Figure) -> None:
     path = folder / name
     if draw:
-        plots.save(figure, path)
+        figures.save(figure, path)
         return
     assert path.is_file(), f"figures/{name} is not there: `make figures` draws it"
     assert _same_drawing(path, figure), f"figures/{name} shows something else than the code draws: run `make figures`"
@@ -155,7 +155,7 @@ def _figure(folder: Path, draw: bool, name: str, figure: Figure) -> None:
 def _same_drawing(path: Path, figure: Figure) -> bool:
     """Whether a file shows what the figure shows; another machine's last digits make no difference."""
     with TemporaryDirectory() as folder:
-        new = plots.save(figure, Path(folder) / path.name)
+        new = figures.save(figure, Path(folder) / path.name)
         if path.suffix == ".png":
             one, other = (mpl_image.imread(file) for file in (path, new))
         else:
@@ -169,69 +169,6 @@ def _strokes(svg: str) -> tuple[list[str], np.ndarray]:
     """An SVG's words and its numbers. Its ids are made from the numbers' last digits, so they are left out."""
     pieces = re.split(r"(-?\d+(?:\.\d+)?(?:e-?\d+)?)", re.sub(r'\bid="[^"]*"|#\w+\b', "", svg))
     return pieces[::2], np.array(pieces[1::2], dtype=float)
-
-
-# --- what a block may call to print numbers
-
-
-def number(value: float, digits: int = 4) -> str:
-    """The value, rounded; a zero has no sign.
-
-    Raises ValueError if the value is so near to the edge between two roundings that another machine might print
-    the other one.
-    """
-    scaled = abs(value) * 10**digits
-    if not np.isfinite(value) or abs(scaled % 1 - 0.5) < max(1e-9 * 10**digits, 1e-12 * scaled):
-        raise ValueError(f"{value!r} cannot be written with {digits} digits: it is not finite or lies at the edge")
-    text = f"{value:.{digits}f}"
-    return text.lstrip("-") if float(text) == 0 else text
-
-
-def table(corner: str, values: np.ndarray, rows: list[str], columns: list[str], digits: int = 4) -> None:
-    """Print values [rows, columns] as a Markdown table, with a blank line before it. A nan (masked) becomes a dot.
-
-    Raises ValueError for a label with a bar, which would cut its cell in two.
-    """
-    if any("|" in label for label in (corner, *rows, *columns)):
-        raise ValueError(f"labels must not hold a bar |, got {[corner, *rows, *columns]}")
-    print(f"\n| {corner} | " + " | ".join(columns) + " |")
-    print("|---|" + "--:|" * len(columns))
-    for name, row in zip(rows, np.asarray(values, dtype=float).reshape(len(rows), len(columns)), strict=True):
-        cells = ["·" if np.isnan(value) else number(value, digits) for value in row]
-        print(f"| **{name}** | " + " | ".join(cells) + " |")
-
-
-def by_hand(where: str, expression: str, value: float, digits: int = 4, within: float | None = None) -> None:
-    """Print one entry worked out with a pocket calculator as a paragraph, and hold it against the true value.
-
-    `expression` holds the numbers as the guide prints them, so its value may be off by what their rounding explains:
-    `within` (five units of the last digit if not given). Raises AssertionError if it is off by more.
-    """
-    functions = {"sqrt": np.sqrt, "exp": np.exp, "ln": np.log, "tanh": np.tanh}
-    result = float(eval(expression, {"__builtins__": {}}, functions))
-    within = 5 * 10.0**-digits if within is None else within
-    assert abs(result - value) <= within, f"{where}: {expression} = {result}, but the table's entry is {value}"
-    typeset = re.sub(r"sqrt\b", "√", expression.replace("**", "^").replace(" * ", " × ").replace("-", "−"))
-    print(f"\n✎ {where}: `{typeset} = {number(value, digits).replace('-', '−')}`")
-
-
-def pocket(value: float) -> str:
-    """A number as one types it into a calculator: 4 digits, without needless zeros, a negative one in brackets."""
-    text = number(value).rstrip("0").rstrip(".") if abs(value * 100 - round(value * 100)) < 1e-12 else number(value)
-    return f"({text})" if text.startswith("-") else text
-
-
-def dot(one: np.ndarray, other: np.ndarray) -> str:
-    """A sum of products as one types it into a calculator; products with a factor 0 are left out."""
-    products = [f"{pocket(a)} * {pocket(b)}" for a, b in zip(one, other, strict=True) if abs(a * b) > 1e-12]
-    return " + ".join(products) or "0"
-
-
-def same(one: np.ndarray, other: np.ndarray, tolerance: float = 1e-10) -> None:
-    """Raise AssertionError unless two arrays agree everywhere, in shape and to within the tolerance."""
-    one, other = np.asarray(one), np.asarray(other)
-    assert one.shape == other.shape, f"shapes {one.shape} and {other.shape} differ"
-    assert np.abs(one - other).max() <= tolerance, f"they differ by up to {np.abs(one - other).max()}"
 
 
 # --- reading without running

@@ -14,7 +14,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from gpt.support import plots
+from gpt import figures
 
 _DPI = 144  # shown at 100 points an inch, so that letters are sharp on a fine screen
 
@@ -31,7 +31,7 @@ class described:
         self.figure, self.description = figure, " ".join(description.split())
 
     def _repr_mimebundle_(self, **_options) -> tuple[dict[str, Any], dict[str, Any]]:
-        picture = plots.png(self.figure, dpi=_DPI)
+        picture = figures.png(self.figure, dpi=_DPI)
         size = (pixels * 100 // _DPI for pixels in struct.unpack(">II", picture[16:24]))  # a PNG begins with its size
         shown = {"alt": self.description} | dict(zip(("width", "height"), size, strict=True))
         return {"image/png": picture, "text/plain": self.description}, {"image/png": shown}

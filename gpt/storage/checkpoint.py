@@ -14,13 +14,10 @@ safetensors, and state.pt is read with `weights_only=True`. DEEP_THEORY_GUIDE.md
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,6 +27,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from gpt.support.files import flush, sha256, temporary_beside
 
 WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "SHA256SUMS"
 
@@ -54,7 +53,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, state: dict[str, Any],
     folder = Path(folder)
     target = folder / f"step-{step:08d}"
     content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": state}
-    with _temporary_beside(target) as temporary:
+    with temporary_beside(target) as temporary:
         _tidy(folder)
         temporary.mkdir()
         _write_files(temporary, model.state_dict(), content, target)
@@ -113,52 +112,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][device], device)
 
 
-@contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path to write to. It becomes `path` if the block succeeds, and vanishes if it raises.
-
-    So `path` holds the old content or the new, never a part of it. Creates the folder if it is missing.
-    Raises OSError, naming `path`, if the disk is full or read-only.
-    """
-    path = Path(path)
-    with _temporary_beside(path) as temporary:
-        temporary.touch()
-        permissions = temporary.stat().st_mode
-        yield temporary
-        temporary.chmod(permissions)  # those of any new file: safetensors would make it private
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-
-
-@contextmanager
-def _temporary_beside(target: Path) -> Iterator[Path]:
-    """A hidden name in the folder of `target`, removed at the end if it still exists."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-    except OSError as error:
-        # The system's errors have a number; those from a write or an fsync do not know their file.
-        if error.errno is None or not str(error.filename or temporary).startswith(str(temporary)):
-            raise
-        raise OSError(error.errno, f"could not write ({error.strerror})", str(target)) from error
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the list of names in a folder, is on the disk itself."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, Any], target: Path) -> None:
     try:
         save_file(weights, folder / WEIGHTS)
@@ -166,10 +119,10 @@ def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, An
     except (SafetensorError, RuntimeError) as error:  # neither library passes on the system's own OSError
         raise OSError(f"could not write {target} (is the disk full?): {error}") from error
     _read_state(folder / STATE, mmap=True)  # a state that does not load must not become a checkpoint
-    sums = [f"{_sha256(folder / name)}  {name}\n" for name in (WEIGHTS, STATE)]
+    sums = [f"{sha256(folder / name)}  {name}\n" for name in (WEIGHTS, STATE)]
     (folder / CHECKSUMS).write_text("".join(sums), encoding="ascii")
     for path in (folder / WEIGHTS, folder / STATE, folder / CHECKSUMS, folder):
-        _flush(path)
+        flush(path)
 
 
 def _read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -190,7 +143,7 @@ def _move_into_place(temporary: Path, target: Path) -> None:
         if target.exists():
             os.rename(target, replaced)
         os.rename(temporary, target)
-        _flush(target.parent)
+        flush(target.parent)
     finally:
         _settle(replaced)
 
@@ -226,15 +179,10 @@ def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:
     return sorted((int(match[1]), match[2] is None, path) for match, path in matches if match)
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _verify_checksums(folder: Path) -> None:
     expected = (folder / CHECKSUMS).read_text(encoding="ascii", errors="replace").splitlines()
     for name in (WEIGHTS, STATE):
-        if f"{_sha256(folder / name)}  {name}" not in expected:
+        if f"{sha256(folder / name)}  {name}" not in expected:
             raise ValueError(f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}")
 
 

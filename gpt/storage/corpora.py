@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt.support.checkpoint import atomic_file
+from gpt.support.files import atomic_file
 
 PYTHON_DOCS = "python-docs"  # the language reference that ships inside every Python; its text varies with the version
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpt.config import GPTConfig
 from gpt.model import GPT
-from gpt.support.checkpoint import atomic_file
+from gpt.support.files import atomic_file, read_json
 from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
 
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # at huggingface.co/openai-community
@@ -97,7 +97,7 @@ def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer 
         return gpt2_tokenizer()
     folder = _folder(name)
     path = folder / "tokenizer.json"
-    if path.is_file() and "type" in _read_json(path):  # transformers' own file of that name has no such field
+    if path.is_file() and "type" in read_json(path):  # transformers' own file of that name has no such field
         return load_tokenizer(path)
     vocab_size = _read_config(folder / "config.json").vocab_size
     if vocab_size != GPTConfig.gpt2_small().vocab_size:
@@ -166,7 +166,7 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        parts = _read_json(index).get("weight_map")
+        parts = read_json(index).get("weight_map")
         if not isinstance(parts, dict):
             raise ValueError(f'{index} is damaged: it has no "weight_map"')
         return [folder / name for name in sorted({Path(str(part)).name for part in parts.values()})]
@@ -178,20 +178,14 @@ def _weight_files(folder: Path) -> list[Path]:
 # --- config.json
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _fields(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path.parent} holds no {path.name}; a model is a folder with config.json, model.safetensors")
-    try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} is damaged: it holds a JSON {type(fields).__name__}, not an object")
-    return fields
+    return read_json(path)
 
 
 def _read_config(path: Path) -> GPTConfig:
-    fields = _read_json(path)
+    fields = _fields(path)
     fields["n_positions"] = fields.get("n_positions", fields.get("n_ctx"))  # n_ctx: the older name
     dropouts = {name: fields.get(name, 0.1) for name in DROPOUTS}
     try:

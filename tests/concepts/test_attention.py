@@ -443,7 +443,7 @@ def test_the_returned_weights_are_those_before_dropout(gpt):
 def test_one_vector_goes_through_a_linear_layer_as_many_do(gpt, shape, bias):
     # A lone vector takes a faster way while no gradient is asked for.
     torch.manual_seed(19)
-    layer, x = gpt.layers.Linear(6, 4, bias, dtype=F64), torch.randn(shape, dtype=F64)
+    layer, x = gpt.kernels.Linear(6, 4, bias, dtype=F64), torch.randn(shape, dtype=F64)
     expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
     with torch.no_grad():
         output = layer(x)
@@ -506,7 +506,7 @@ def test_dropout_drops_a_fraction_p_and_keeps_the_mean(gpt):
     torch.manual_seed(13)
     n = 400_000
     for p in (0.1, 0.5, 0.9):
-        dropped = gpt.layers.drop(torch.full((n,), 3.0), p)
+        dropped = gpt.kernels.drop(torch.full((n,), 3.0), p)
         sigma = math.sqrt(p * (1 - p) / n)
         zeros = dropped == 0
         assert abs(zeros.double().mean() - p) < 5 * sigma + 1 / 65536
@@ -530,24 +530,24 @@ def test_the_rarest_coins_are_counted_right(gpt):
     # would double that or make it nothing. n = 2^22 tosses: 64 expected, with a standard deviation of 8.
     torch.manual_seed(14)
     ones = torch.ones(2**22)
-    rare = (gpt.layers.drop(ones, 1 / 65536) == 0).sum().item()
+    rare = (gpt.kernels.drop(ones, 1 / 65536) == 0).sum().item()
     assert 24 <= rare <= 104  # 5 sigma; measured: 64
-    kept = gpt.layers.drop(ones, 1 - 1 / 65536)
+    kept = gpt.kernels.drop(ones, 1 - 1 / 65536)
     assert 24 <= kept.count_nonzero().item() <= 104  # measured: 64
-    rarer_still = gpt.layers.drop(ones, 1 - 2.0**-20)  # beyond what 16 bits tell apart: the rarest they can
+    rarer_still = gpt.kernels.drop(ones, 1 - 2.0**-20)  # beyond what 16 bits tell apart: the rarest they can
     assert rarer_still.count_nonzero().item() <= 104
     assert kept.max() == 65536
 
 
 def test_dropout_with_probability_zero_changes_nothing(gpt):
     x = torch.randn(5, 3)
-    assert torch.equal(gpt.layers.drop(x, 0.0), x)
+    assert torch.equal(gpt.kernels.drop(x, 0.0), x)
 
 
 def test_the_gradient_of_dropout_passes_where_the_value_did(gpt):
     torch.manual_seed(15)
     x, pull = torch.randn(7, 11, dtype=F64, requires_grad=True), torch.randn(7, 11, dtype=F64)
-    output = gpt.layers.drop(x, 0.3)
+    output = gpt.kernels.drop(x, 0.3)
     output.backward(pull)
     scale = (output / x).detach()
     assert set(scale.eq(0).flatten().tolist()) == {True, False}
@@ -559,7 +559,7 @@ def test_dropout_repeats_with_its_seed(gpt):
     results = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        results.append(gpt.layers.drop(x, 0.5))
+        results.append(gpt.kernels.drop(x, 0.5))
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
 
@@ -568,7 +568,7 @@ def test_dropout_repeats_with_its_seed(gpt):
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (5,), (3, 0, 2), (3, 5, 7), (4, 4)], ids=str)
 def test_dropout_takes_any_shape_and_keeps_the_type(gpt, dtype, shape):
     torch.manual_seed(16)
-    output = gpt.layers.drop(torch.full(shape, 3.0, dtype=dtype), 0.5)
+    output = gpt.kernels.drop(torch.full(shape, 3.0, dtype=dtype), 0.5)
     assert (output.shape, output.dtype) == (shape, dtype)
     assert ((output == 0) | (output == 6)).all()
 
@@ -576,5 +576,5 @@ def test_dropout_takes_any_shape_and_keeps_the_type(gpt, dtype, shape):
 def test_dropout_reads_a_transposed_tensor_in_its_own_order(gpt):
     torch.manual_seed(17)
     x = torch.randn(6, 9).T
-    output = gpt.layers.drop(x, 0.5)
+    output = gpt.kernels.drop(x, 0.5)
     assert torch.equal(output, torch.where(output == 0, 0.0, 2 * x))

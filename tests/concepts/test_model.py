@@ -1,7 +1,8 @@
 """Concept 5, model: the whole of GPT-2, from token ids to the logits of the next token.
 
 Its start, its causality, the tied head and its gradient, the loss, the cache. (That every gradient of a small GPT is
-the one that gpt.backward derives by hand stands in tests/test_backward.py.) gpt/model.py; DEEP_THEORY_GUIDE.md, Part 5.
+the one that gpt.backward derives by hand stands in tests/concepts/test_backward.py.) gpt/model.py;
+DEEP_THEORY_GUIDE.md, Part 5.
 """
 
 import copy

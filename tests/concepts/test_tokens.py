@@ -55,7 +55,7 @@ def gpt2_files():
 
 
 def stored_ids():
-    return json.loads((Path(__file__).parent / "data" / "gpt2_token_ids.json").read_text())
+    return json.loads((Path(__file__).parents[1] / "data" / "gpt2_token_ids.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The chapters, without running their kernels (nbval does that): are they whole, stored in the one form, and solvable?
 
-`tests/notebooks.py` says what is looked for. Each check is first seen to find what it looks for.
+`docs/tools/chapters.py` says what is looked for. Each check is first seen to find what it looks for.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import matplotlib.image as mpl_image
 import nbformat
 import pytest
 
-from gpt.support import plots
-from gpt.support.notebook import check, described
-from tests import notebooks
-from tests.guides import ROOT
+from docs.tools import chapters as notebooks
+from docs.tools.guides import ROOT
+from gpt import figures
+from gpt.lessons.notebook import check, described
 
 NAMES = ["01_tokens", "02_positions", "03_attention", "04_block", "05_model", "06_backward", "07_training",
          "08_generation", "09_inspection", "10_scale"]  # fmt: skip
@@ -60,14 +60,14 @@ def test_a_chapter_asks_for_predictions_and_sums_up(chapter):
 
 
 def test_a_described_figure_is_a_picture_with_its_words():
-    data, metadata = described(plots.plot_positions([[0.0, 1.0]]), "Two cells,\n  one white.")._repr_mimebundle_()
+    data, metadata = described(figures.plot_positions([[0.0, 1.0]]), "Two cells,\n  one white.")._repr_mimebundle_()
     assert data["image/png"][:4] == b"\x89PNG"
     assert data["text/plain"] == metadata["image/png"]["alt"] == "Two cells, one white."
     pixels = mpl_image.imread(io.BytesIO(data["image/png"])).shape
     assert metadata["image/png"]["width"] == pixels[1] * 100 // 144
     assert metadata["image/png"]["height"] == pixels[0] * 100 // 144
     with pytest.raises(ValueError, match="description must say what the figure shows, got 'a map'"):
-        described(plots.plot_positions([[0.0, 1.0]]), "a map")
+        described(figures.plot_positions([[0.0, 1.0]]), "a map")
 
 
 @pytest.mark.parametrize(("answer", "said"), [(..., "put your answer"), (4, "right."), (5, "not yet. Count again.")])
@@ -158,7 +158,7 @@ def test_links_that_lead_nowhere(stored):
     assert "does not link to ../gpt/attention.py" in found[2]
 
 
-ASK = 'from gpt.support.notebook import check\ncheck("3.1", answer, lambda a: a == 4, "Count again.")'
+ASK = 'from gpt.lessons.notebook import check\ncheck("3.1", answer, lambda a: a == 4, "Count again.")'
 SOLVED = "<details><summary>Solution</summary>\n\n```python\nanswer = 4\n```\n</details>"
 
 
@@ -187,8 +187,8 @@ def test_a_chapter_has_three_exercises(stored):
 
 def test_storing_twice_gives_the_same_bytes(stored):
     plot = (
-        "from gpt.support import plots\nfrom gpt.support.notebook import described\n"
-        "described(plots.plot_positions([[0.0, 1.0]]), 'Two cells, one white and one red.')"
+        "from gpt import figures\nfrom gpt.lessons.notebook import described\n"
+        "described(figures.plot_positions([[0.0, 1.0]]), 'Two cells, one white and one red.')"
     )
     path = stored(code("print(6 * 7)"), code(plot), code("print('on a GPU')", tags=["nbval-skip"]), code("1 + 1"))
     notebooks.store(path)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from docs import numbers, tables
-from tests import guides
+from docs.latex import numbers, tables
+from docs.tools import guides
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FIGURES = ROOT / "figures" / "diagrams"
 PAGES = ("1_model", "2_block", "3_attention", "4_training", "5_generation", "6_gradients")
-SOURCES = [ROOT / "CONTROL_FLOW_DIAGRAM.tex", *sorted((ROOT / "docs").glob("*.tex"))]
-RULES = ROOT / "docs" / "diagrams.mk"
+SOURCES = [ROOT / "CONTROL_FLOW_DIAGRAM.tex", *sorted((ROOT / "docs" / "latex").glob("*.tex"))]
+RULES = ROOT / "docs" / "latex" / "diagrams.mk"
 APT = "apt-get install --no-install-recommends " + re.search(r"LATEX_PACKAGES := (.*)", RULES.read_text())[1]
 MISSING = [tool for tool in ("make", "latexmk", "pdflatex", "pdftocairo", "chktex") if not shutil.which(tool)]
 needs_latex = pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not found: {APT}")
@@ -95,7 +95,7 @@ def test_a_warning_stops_the_build(tmp_path, slip):
 
 @needs_latex
 def test_chktex_has_nothing_to_say():
-    command = ["chktex", "-q", "-I0", "-l", "docs/.chktexrc", *SOURCES]
+    command = ["chktex", "-q", "-I0", "-l", "docs/latex/.chktexrc", *SOURCES]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -116,7 +116,7 @@ def test_without_latex_the_command_says_what_to_install(tmp_path):
 
 
 def test_the_figures_were_made_from_the_sources_that_stand_here(written):
-    parts = [ROOT / "CONTROL_FLOW_DIAGRAM.tex", ROOT / "docs" / "notation.tex", written / "numbers.tex"]
+    parts = [ROOT / "CONTROL_FLOW_DIAGRAM.tex", ROOT / "docs" / "latex" / "notation.tex", written / "numbers.tex"]
     sources = digest(*(part.read_bytes() for part in parts))
     assert f"sources {sources}" in (FIGURES / "made_by.txt").read_text(), "`make diagrams` draws the figures again"
 
@@ -141,7 +141,7 @@ def test_an_svg_needs_no_font_and_has_a_background_of_its_own():
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_no_long_number_is_typed(source):
     typed = re.findall(r"\d{4,}|\d\{,\}\d|\.\d{3,}", code(source))
-    assert not typed, "let docs/numbers.py write them"
+    assert not typed, "let docs/latex/numbers.py write them"
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
@@ -151,7 +151,7 @@ def test_every_number_and_table_that_is_asked_for_is_written(source):
         if "#" in key:  # a definition
             continue
         pattern = re.sub(r"\\\\num\\\{.*?\\\}|\\\\[a-z]", r"\\w+", re.escape(key))  # what a loop puts in
-        assert any(re.fullmatch(pattern, one) for one in known), f"docs/numbers.py does not write {key}"
+        assert any(re.fullmatch(pattern, one) for one in known), f"docs/latex/numbers.py does not write {key}"
     asked = set(re.findall(r"\\tab\{(\w+)\}", code(source)))
     assert asked <= set(tables.tables())
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests import guides
+from docs.tools import guides
+from gpt.lessons import paper
 
 
 @pytest.fixture
@@ -66,9 +67,9 @@ def test_every_diagram_has_a_reader():
 
 DRAWS = """
 <!-- python
-from gpt.support import plots
+from gpt import figures
 height = 1.0
-figure("line.KIND", plots.plot_lines({"one": ([0, 1, 2], [0, height, 0])}, "x", "y", "A line"))
+figure("line.KIND", figures.plot_lines({"one": ([0, 1, 2], [0, height, 0])}, "x", "y", "A line"))
 -->
 """
 
@@ -173,58 +174,58 @@ def test_two_guides_share_no_variables(planted):
 
 
 def test_a_zero_has_no_sign():
-    assert guides.number(-1e-17) == guides.number(-0.0) == "0.0000"
-    assert guides.number(-0.12344) == "-0.1234"
+    assert paper.number(-1e-17) == paper.number(-0.0) == "0.0000"
+    assert paper.number(-0.12344) == "-0.1234"
 
 
 @pytest.mark.parametrize("value", [0.12345, -0.12345, 0.12345 + 5e-10, 0.00005, np.nan, np.inf])
 def test_a_number_at_the_edge_of_two_roundings_is_refused(value):
     with pytest.raises(ValueError, match="cannot be written with 4 digits"):
-        guides.number(value)
+        paper.number(value)
 
 
 def test_a_number_near_the_edge_but_safe_is_written():
-    assert guides.number(0.12345 + 2e-9) == "0.1235"
-    assert guides.number(0.5, digits=1) == "0.5"
+    assert paper.number(0.12345 + 2e-9) == "0.1235"
+    assert paper.number(0.5, digits=1) == "0.5"
 
 
 def test_a_table_is_markdown(capsys):
-    guides.table("A", np.array([[1, -0.0], [np.nan, 0.25]]), ["a", "b"], ["c", "d"], digits=2)
+    paper.table("A", np.array([[1, -0.0], [np.nan, 0.25]]), ["a", "b"], ["c", "d"], digits=2)
     assert capsys.readouterr().out == "\n| A | c | d |\n|---|--:|--:|\n| **a** | 1.00 | 0.00 |\n| **b** | · | 0.25 |\n"
 
 
 def test_a_label_that_would_break_the_table_is_refused():
     with pytest.raises(ValueError, match="must not hold a bar"):
-        guides.table("A", np.ones((1, 1)), ["a"], ["c|d"])
+        paper.table("A", np.ones((1, 1)), ["a"], ["c|d"])
 
 
 def test_a_hand_calculation_is_printed_as_it_is_typed(capsys):
-    guides.by_hand("one entry", "(1 * 2 - 1) / sqrt(2)", 1 / np.sqrt(2))
+    paper.by_hand("one entry", "(1 * 2 - 1) / sqrt(2)", 1 / np.sqrt(2))
     assert capsys.readouterr().out == "\n✎ one entry: `(1 × 2 − 1) / √(2) = 0.7071`\n"
 
 
 def test_a_hand_calculation_that_misses_the_entry_is_an_error():
-    guides.by_hand("near", "0.3333 * 3", 1.0)
+    paper.by_hand("near", "0.3333 * 3", 1.0)
     with pytest.raises(AssertionError, match=r"far: 0\.3343 \* 3"):
-        guides.by_hand("far", "0.3343 * 3", 1.0)
+        paper.by_hand("far", "0.3343 * 3", 1.0)
 
 
 def test_numbers_are_typed_as_one_types_them_into_a_calculator():
-    assert [guides.pocket(x) for x in (2.0, -0.5, -1e-17, 0.25, 1.41421, 0.1 + 0.2, 0.25001)] == [
+    assert [paper.pocket(x) for x in (2.0, -0.5, -1e-17, 0.25, 1.41421, 0.1 + 0.2, 0.25001)] == [
         "2", "(-0.5)", "0", "0.25", "1.4142", "0.3", "0.2500"
     ]  # fmt: skip
-    assert guides.dot(np.array([1, 0, -2]), np.array([0.5, 3, 1])) == "1 * 0.5 + (-2) * 1"
-    assert guides.dot(np.zeros(2), np.ones(2)) == "0"
+    assert paper.dot(np.array([1, 0, -2]), np.array([0.5, 3, 1])) == "1 * 0.5 + (-2) * 1"
+    assert paper.dot(np.zeros(2), np.ones(2)) == "0"
 
 
 def test_arrays_that_differ_are_an_error():
-    guides.same(np.ones(2), np.ones(2) + 1e-11)
+    paper.same(np.ones(2), np.ones(2) + 1e-11)
     with pytest.raises(AssertionError, match="differ by up to"):
-        guides.same(np.ones(2), np.array([1, 1 + 1e-9]))
+        paper.same(np.ones(2), np.array([1, 1 + 1e-9]))
     with pytest.raises(AssertionError, match="shapes"):
-        guides.same(np.ones(2), np.ones((1, 2)))
+        paper.same(np.ones(2), np.ones((1, 2)))
     with pytest.raises(AssertionError, match="differ by up to nan"):
-        guides.same(np.ones(2), np.array([1, np.nan]))
+        paper.same(np.ones(2), np.array([1, np.nan]))
 
 
 # --- claims

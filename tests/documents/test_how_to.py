@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 
-from tests.guides import ROOT
+from docs.tools.guides import ROOT
 
 GUIDE = ROOT / "HOW_TO_CODE_GUIDE.md"
 # Runs several selections of tests in one process, since starting PyTorch takes longer than most of them.

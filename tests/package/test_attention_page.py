@@ -68,24 +68,24 @@ def decoded(data: dict) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(2, 3, 7, 7), (1, 1, 1, 1), (3, 1, 20, 20)])
 def test_the_page_holds_the_weights_that_it_was_given(gpt, shape):
     attention = causal(*shape)
-    data = data_of(gpt.attention_page.attention_page(attention, ["x"] * shape[-1]))
+    data = data_of(gpt.pages.attention.attention_page(attention, ["x"] * shape[-1]))
     np.testing.assert_allclose(decoded(data), attention, rtol=0, atol=1 / 131070 + 1e-12)  # half a step of 1 / 65535
 
 
 def test_a_weight_that_rounding_made_larger_than_1_is_1(gpt):
     attention = torch.tensor([[[[1.0000002, 0], [0, 1]]]])
-    held = decoded(data_of(gpt.attention_page.attention_page(attention, "ab")))
+    held = decoded(data_of(gpt.pages.attention.attention_page(attention, "ab")))
     np.testing.assert_array_equal(held, [[[[1, 0], [0, 1]]]])
 
 
 def test_the_colours_are_those_of_the_figures(gpt):
-    data = data_of(gpt.attention_page.attention_page(np.ones((1, 1, 1, 1)), "a"))
+    data = data_of(gpt.pages.attention.attention_page(np.ones((1, 1, 1, 1)), "a"))
     palette = np.frombuffer(base64.b64decode(data["palette"]), np.uint8)
     np.testing.assert_array_equal(palette.reshape(256, 4), mpl.colormaps["viridis"](range(256), bytes=True))
 
 
 def test_the_same_arguments_give_the_same_page(gpt):
-    first, second = (gpt.attention_page.attention_page(causal(2, 2, 5, 5), "to be") for _ in range(2))
+    first, second = (gpt.pages.attention.attention_page(causal(2, 2, 5, 5), "to be") for _ in range(2))
     assert first == second
 
 
@@ -93,24 +93,24 @@ def test_no_token_can_break_out_of_the_page(gpt):
     """The same elements as with harmless tokens, and the labels come back as they went in."""
     count = len(HOSTILE)
     attention = causal(1, 2, count, count)
-    page = gpt.attention_page.attention_page(attention, HOSTILE, "".join(map(str, HOSTILE)))
-    harmless = Parsed(gpt.attention_page.attention_page(attention, ["a"] * count, "a"))
+    page = gpt.pages.attention.attention_page(attention, HOSTILE, "".join(map(str, HOSTILE)))
+    harmless = Parsed(gpt.pages.attention.attention_page(attention, ["a"] * count, "a"))
     assert Parsed(page).tags == harmless.tags
     assert Parsed(page).scripts[1] == harmless.scripts[1]
-    assert data_of(page)["tokens"] == gpt.plots.token_labels(HOSTILE)
+    assert data_of(page)["tokens"] == gpt.figures.token_labels(HOSTILE)
     assert "<" not in Parsed(page).scripts[0]
     assert Parsed(page).scripts[0].isascii()
     page.encode("utf-8")  # no half of a character is left in it, so it can be written
 
 
 def test_a_title_is_text(gpt):
-    page = gpt.attention_page.attention_page(np.ones((1, 1, 1, 1)), "a", "</title><b>{{data}} é & {{title}}")
+    page = gpt.pages.attention.attention_page(np.ones((1, 1, 1, 1)), "a", "</title><b>{{data}} é & {{title}}")
     assert "<b>" not in page
     assert Parsed(page).title == "</title><b>{{data}} é & {{title}}"
 
 
 def test_the_page_refers_to_nothing_outside_itself(gpt):
-    page = gpt.attention_page.attention_page(causal(2, 2, 9, 9), "not to be")
+    page = gpt.pages.attention.attention_page(causal(2, 2, 9, 9), "not to be")
     page = page.replace(Parsed(page).scripts[0], "")  # base64 may well hold two slashes
     outside = r"https?:|//\w|\bsrc\s*=|\bhref\b|@import|url\s*\(|\bfetch\b|XMLHttpRequest|WebSocket|sendBeacon|import\("
     assert re.findall(outside, page) == []
@@ -135,15 +135,15 @@ def test_the_page_refers_to_nothing_outside_itself(gpt):
 )
 def test_wrong_arguments_are_named(gpt, attention, tokens, message):
     with pytest.raises(ValueError, match=message):
-        gpt.attention_page.attention_page(attention, tokens)
+        gpt.pages.attention.attention_page(attention, tokens)
 
 
 def test_a_page_that_no_browser_would_like_is_refused(gpt, monkeypatch):
-    assert gpt.attention_page.LARGEST == 20_000_000
-    monkeypatch.setattr(gpt.attention_page, "LARGEST", 2_000_000)
+    assert gpt.pages.attention.LARGEST == 20_000_000
+    monkeypatch.setattr(gpt.pages.attention, "LARGEST", 2_000_000)
     message = "attention of 12 layers, 12 heads and 110 tokens would make a page of 2.3 MB, and 2 MB is the most"
     with pytest.raises(ValueError, match=message):
-        gpt.attention_page.attention_page(np.zeros((12, 12, 110, 110)), "a" * 110)
+        gpt.pages.attention.attention_page(np.zeros((12, 12, 110, 110)), "a" * 110)
 
 
 # --- in a browser
@@ -195,7 +195,7 @@ def test_pointing_choosing_and_keys_show_where_the_heads_really_look(gpt, opened
     text = "To be, or not to be"
     model, tokenizer = gpt.GPT.from_pretrained("tinyshakespeare"), gpt.load_pretrained_tokenizer("tinyshakespeare")
     attention = gpt.trace(model, torch.tensor([tokenizer.encode(text)])).attention[:, 0].double()
-    page = opened(gpt.attention_page.attention_page(attention, text))
+    page = opened(gpt.pages.attention.attention_page(attention, text))
 
     def check(layer: int, head: int, query: int) -> None:
         key = attention[layer, head, query].argmax()
@@ -240,7 +240,7 @@ def test_pointing_choosing_and_keys_show_where_the_heads_really_look(gpt, opened
 
 def test_the_future_is_masked_and_the_shades_are_those_of_the_figures(gpt, opened):
     attention = np.array([[[[1, 0, 0], [0, 1, 0], [0.25, 0, 0.75]]]])
-    page = opened(gpt.attention_page.attention_page(attention, "abc"))
+    page = opened(gpt.pages.attention.attention_page(attention, "abc"))
     pixels = page.evaluate("[...at('large').getContext('2d').getImageData(0, 0, 3, 3).data]")
     viridis = mpl.colormaps["viridis"]
     expected = [[*viridis(np.sqrt(w), bytes=True)] if key <= query else [0, 0, 0, 0]
@@ -254,7 +254,7 @@ def test_the_future_is_masked_and_the_shades_are_those_of_the_figures(gpt, opene
 
 def test_the_table_holds_the_numbers(gpt, opened):
     attention = causal(1, 2, 4, 4)
-    page = opened(gpt.attention_page.attention_page(attention, "a bc"))
+    page = opened(gpt.pages.attention.attention_page(attention, "a bc"))
     page.locator(".head").nth(1).click()
     page.locator("summary").click()
     page.wait_for_selector("tbody tr")
@@ -266,8 +266,8 @@ def test_the_table_holds_the_numbers(gpt, opened):
 
 def test_hostile_tokens_are_shown_as_their_labels(gpt, opened):
     count = len(HOSTILE)
-    page = opened(gpt.attention_page.attention_page(causal(1, 1, count, count), HOSTILE, "<b>&amp;</title>"))
-    labels = gpt.plots.token_labels(HOSTILE)
+    page = opened(gpt.pages.attention.attention_page(causal(1, 1, count, count), HOSTILE, "<b>&amp;</title>"))
+    labels = gpt.figures.token_labels(HOSTILE)
     assert page.eval_on_selector_all(".token", "all => all.map(token => token.textContent)") == labels
     spoken = {"␣": "space", "⏎": "line break", "⇥": "tab", "∅": "nothing"}
     assert page.eval_on_selector_all(".token", "all => all.map(token => token.ariaLabel)") == [
@@ -280,7 +280,7 @@ def test_hostile_tokens_are_shown_as_their_labels(gpt, opened):
 @pytest.mark.parametrize(("layers", "heads", "count"), [(1, 1, 1), (2, 8, 19), (12, 12, 40)])
 def test_on_a_phone_nothing_sticks_out_and_all_can_be_named_and_read(gpt, opened, layers, heads, count, scheme):
     tokens = [" extraordinary", *"x" * (count - 1)]
-    html = gpt.attention_page.attention_page(causal(layers, heads, count, count), tokens)
+    html = gpt.pages.attention.attention_page(causal(layers, heads, count, count), tokens)
     page = opened(html, viewport={"width": 360, "height": 740}, color_scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     unnamed = "all => all.filter(e => !(e.ariaLabel || e.labels?.length)).map(e => e.outerHTML)"

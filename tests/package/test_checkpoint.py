@@ -1,4 +1,4 @@
-"""A run that is stopped at any moment goes on from its newest checkpoint: gpt/support/checkpoint.py."""
+"""A run that is stopped at any moment goes on from its newest checkpoint: gpt/storage/checkpoint.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).parents[1]
+from tests.package.test_files import fail_at, names_in
+
+ROOT = Path(__file__).parents[2]
 CHANGES = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")  # the calls through which a save moves the disk
 
 
@@ -44,24 +46,6 @@ def load_value(gpt, folder):
     value = gpt.checkpoint.load_checkpoint(folder, model)["value"]
     assert all(torch.all(parameter == value) for parameter in model.parameters())
     return value
-
-
-def names_in(folder):
-    return sorted(os.listdir(folder))
-
-
-def fail_at(monkeypatch, name, n, error=errno.ENOSPC):
-    """The n-th call of os.<name> raises; those before and after it work. Returns a list with one entry once it has."""
-    calls, real, failed = itertools.count(1), getattr(os, name), []
-
-    def call(*args, **kwargs):
-        if next(calls) == n:
-            failed.append(n)
-            raise OSError(error, os.strerror(error))
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(os, name, call)
-    return failed
 
 
 def stop_at(monkeypatch, n):
@@ -387,7 +371,7 @@ KILLING = """
 import os, random, signal, sys, time
 import torch
 from gpt import GPT, GPTConfig
-from gpt.support.checkpoint import load_checkpoint, save_checkpoint
+from gpt.storage.checkpoint import load_checkpoint, save_checkpoint
 
 torch.set_num_threads(1)
 folder, value, late = sys.argv[1], 0, random.Random(0)
@@ -432,46 +416,3 @@ def test_a_process_killed_while_it_saves_leaves_a_complete_checkpoint(gpt, tmp_p
     )
     assert child.returncode == 0, child.stderr
     assert ".tmp" in child.stdout  # at least one kill hit a save in progress
-
-
-# One file
-
-
-def test_an_atomic_file_is_the_old_or_the_new_never_a_part(gpt, tmp_path):
-    path = tmp_path / "deep" / "er" / "notes.txt"
-    with gpt.checkpoint.atomic_file(path) as temporary:
-        assert temporary.parent == path.parent
-        temporary.write_text("old")
-        assert not path.exists()
-    assert path.read_text() == "old"
-
-    def half():
-        with gpt.checkpoint.atomic_file(str(path)) as temporary:
-            temporary.write_text("half of the n")
-            raise RuntimeError("changed my mind")
-
-    with pytest.raises(RuntimeError, match="changed my mind"):
-        half()
-    assert path.read_text() == "old"
-    assert names_in(path.parent) == ["notes.txt"]
-
-
-@pytest.mark.parametrize("name", ["fsync", "replace"])
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS])
-def test_an_atomic_file_names_its_path_when_the_disk_fails(gpt, tmp_path, monkeypatch, name, error):
-    path = tmp_path / "notes.txt"
-    path.write_text("old")
-    fail_at(monkeypatch, name, 1, error)
-    with pytest.raises(OSError, match=r"notes\.txt") as raised, gpt.checkpoint.atomic_file(path) as temporary:
-        temporary.write_text("new")
-    assert (raised.value.errno, raised.value.filename) == (error, str(path))
-    assert path.read_text() == "old"
-    assert names_in(tmp_path) == ["notes.txt"]
-
-
-def test_an_atomic_file_has_the_permissions_of_any_new_file(gpt, tmp_path):
-    (tmp_path / "plain").write_text("x")
-    with gpt.checkpoint.atomic_file(tmp_path / "atomic") as temporary:
-        temporary.write_text("x")
-        temporary.chmod(0o600)  # as safetensors does
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode

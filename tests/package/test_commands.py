@@ -140,13 +140,13 @@ def test_attend_draws_all_heads_or_one(gpt, command, run_folder, tmp_path):
             assert path.read_bytes().startswith(starts[path.suffix])
     ids = gpt.load_pretrained_tokenizer(run_folder / "best").encode("the cat sat")
     attention = gpt.trace(gpt.GPT.from_pretrained(run_folder / "best"), torch.tensor([ids])).attention[:, 0]
-    assert (out / "attention.html").read_text(encoding="utf-8") == gpt.attention_page.attention_page(
+    assert (out / "attention.html").read_text(encoding="utf-8") == gpt.pages.attention.attention_page(
         attention, "the cat sat"
     ), "the page is of the whole model, whatever the figures show"
 
 
 def test_attend_draws_what_is_too_large_for_a_page(gpt, command, run_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(gpt.attention_page, "LARGEST", 100)
+    monkeypatch.setattr(gpt.pages.attention, "LARGEST", 100)
     arguments = ["attend", "--text", "the cat sat", "--model", run_folder / "best", "--layer", 0, "--head", 0]
     code, out, _ = command(*arguments, "--out", tmp_path)
     assert code == 0

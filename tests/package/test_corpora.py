@@ -1,4 +1,4 @@
-"""From a text to batches: gpt/support/data.py."""
+"""From a text to batches: gpt/storage/corpora.py."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def site(gpt, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.claimed_length, server.requests = STORY.encode(), None, 0
         url = f"http://127.0.0.1:{server.server_port}/story.txt"
-        monkeypatch.setitem(gpt.data.DOWNLOADS, "the-verdict", (url, hashlib.sha256(STORY.encode()).hexdigest()))
+        monkeypatch.setitem(gpt.corpora.DOWNLOADS, "the-verdict", (url, hashlib.sha256(STORY.encode()).hexdigest()))
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -64,7 +64,7 @@ def files_under(folder: Path) -> list[Path]:
 def test_the_python_reference_needs_no_download(gpt):
     from pydoc_data.topics import topics
 
-    text = gpt.data.load_text("python-docs")
+    text = gpt.corpora.load_text("python-docs")
     assert all(topic in text for topic in topics.values())
     assert len(text) == sum(map(len, topics.values())) + 2 * (len(topics) - 1)  # blank lines between the topics
     assert text.index(topics["assert"]) < text.index(topics["yield"])
@@ -72,9 +72,9 @@ def test_the_python_reference_needs_no_download(gpt):
 
 
 def test_a_missing_text_is_downloaded_once_and_then_read_from_the_disk(gpt, data_dir, site):
-    assert gpt.data.load_text("the-verdict") == STORY
-    assert gpt.data.fetch("the-verdict") == data_dir / "the-verdict.txt"
-    assert gpt.data.load_text("the-verdict") == STORY
+    assert gpt.corpora.load_text("the-verdict") == STORY
+    assert gpt.corpora.fetch("the-verdict") == data_dir / "the-verdict.txt"
+    assert gpt.corpora.load_text("the-verdict") == STORY
     assert site.requests == 1
     assert files_under(data_dir) == [data_dir / "the-verdict.txt"]
 
@@ -89,31 +89,31 @@ def test_an_end_of_text_in_a_corpus_is_the_special_token(gpt):
 def test_without_GPT_DATA_DIR_texts_stand_in_the_folder_data(gpt, tmp_path, monkeypatch, site):
     monkeypatch.delenv("GPT_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    assert gpt.data.fetch("the-verdict") == Path("data/the-verdict.txt")
+    assert gpt.corpora.fetch("the-verdict") == Path("data/the-verdict.txt")
     assert (tmp_path / "data" / "the-verdict.txt").read_text(encoding="utf-8") == STORY
 
 
 def test_a_download_with_a_wrong_checksum_is_not_kept(gpt, data_dir, site):
     site.content = STORY.encode()[:-1] + b"?"
     with pytest.raises(ValueError, match="SHA-256"):
-        gpt.data.fetch("the-verdict")
+        gpt.corpora.fetch("the-verdict")
     assert not files_under(data_dir)
 
 
 def test_a_download_that_breaks_off_is_a_connection_error(gpt, data_dir, site):
     site.claimed_length = len(site.content) + 10
     with pytest.raises(ConnectionError, match="python-docs"):
-        gpt.data.fetch("the-verdict")
+        gpt.corpora.fetch("the-verdict")
     assert not files_under(data_dir)
 
 
 def test_without_a_network_the_error_says_what_to_do_instead(gpt, data_dir, monkeypatch):
     def no_network(*args, **kwargs):
-        raise gpt.data.urllib.request.URLError("Name or service not known")
+        raise gpt.corpora.urllib.request.URLError("Name or service not known")
 
-    monkeypatch.setattr(gpt.data.urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(gpt.corpora.urllib.request, "urlopen", no_network)
     with pytest.raises(ConnectionError) as error:
-        gpt.data.load_text("tinyshakespeare")
+        gpt.corpora.load_text("tinyshakespeare")
     for advice in (str(data_dir / "tinyshakespeare.txt"), "GPT_DATA_DIR", "of your own", "python-docs", "not known"):
         assert advice in str(error.value)
     assert not data_dir.exists()
@@ -124,7 +124,7 @@ def test_a_full_disk_is_not_taken_for_a_broken_network(gpt, data_dir, site):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # no file may grow beyond 100 bytes
     try:
         with pytest.raises(OSError, match=r"texts/the-verdict\.txt") as error:
-            gpt.data.fetch("the-verdict")
+            gpt.corpora.fetch("the-verdict")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not isinstance(error.value, ConnectionError)
@@ -135,32 +135,32 @@ def test_a_file_with_a_wrong_checksum_is_refused_and_left_alone(gpt, data_dir):
     data_dir.mkdir()
     (data_dir / "tinyshakespeare.txt").write_text("First Citizen: ...")
     with pytest.raises(ValueError, match=r"tinyshakespeare\.txt"):
-        gpt.data.load_text("tinyshakespeare")
+        gpt.corpora.load_text("tinyshakespeare")
     assert (data_dir / "tinyshakespeare.txt").read_text() == "First Citizen: ..."
 
 
 def test_any_utf8_file_is_a_text_with_or_without_windows_mark(gpt, tmp_path):
     for encoding in ("utf-8", "utf-8-sig"):
         (tmp_path / "own.txt").write_text(STORY, encoding=encoding)
-        assert gpt.data.load_text(tmp_path / "own.txt") == gpt.data.load_text(str(tmp_path / "own.txt")) == STORY
+        assert gpt.corpora.load_text(tmp_path / "own.txt") == gpt.corpora.load_text(str(tmp_path / "own.txt")) == STORY
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"caf\xe9"])
 def test_a_file_that_is_empty_or_not_utf8_is_refused_by_name(gpt, tmp_path, content):
     (tmp_path / "own.txt").write_bytes(content)
     with pytest.raises(ValueError, match=r"own\.txt"):
-        gpt.data.load_text(tmp_path / "own.txt")
+        gpt.corpora.load_text(tmp_path / "own.txt")
 
 
 @pytest.mark.parametrize("name", ["shakespeer", "", ".", "To be, or not to be" * 100])
 def test_an_unknown_name_lists_the_known_ones(gpt, name):
     with pytest.raises(ValueError, match="python-docs, tinyshakespeare, the-verdict"):
-        gpt.data.load_text(name)
+        gpt.corpora.load_text(name)
 
 
 def test_only_texts_that_have_an_address_can_be_fetched(gpt):
     with pytest.raises(ValueError, match=r"\['tinyshakespeare', 'the-verdict'\]"):
-        gpt.data.fetch("python-docs")
+        gpt.corpora.fetch("python-docs")
 
 
 # Training and validation
@@ -168,7 +168,7 @@ def test_only_texts_that_have_an_address_can_be_fetched(gpt):
 
 def test_the_last_tenth_of_the_characters_is_held_out(gpt):
     text = "abcdefghij" * 7 + "klm"  # 73 characters: 65 and 8
-    corpus = gpt.data.Corpus.from_text(text, gpt.CharTokenizer.from_text(text))
+    corpus = gpt.corpora.Corpus.from_text(text, gpt.CharTokenizer.from_text(text))
     assert (corpus.train_characters, corpus.validation_characters) == (65, 8)
     assert corpus.tokenizer.decode(corpus.train.tolist()) == text[:65]
     assert corpus.tokenizer.decode(corpus.validation.tolist()) == text[65:]
@@ -180,7 +180,7 @@ def test_the_cut_counts_characters_not_tokens(gpt):
         def encode(self, text):
             return [ord(character) for character in text[::2]]
 
-    corpus = gpt.data.Corpus.from_text("x" * 100, EveryTwoCharacters(), validation_fraction=0.3)
+    corpus = gpt.corpora.Corpus.from_text("x" * 100, EveryTwoCharacters(), validation_fraction=0.3)
     assert (corpus.train_characters, corpus.validation_characters) == (70, 30)
     assert (len(corpus.train), len(corpus.validation)) == (35, 15)
 
@@ -188,8 +188,8 @@ def test_the_cut_counts_characters_not_tokens(gpt):
 def test_tiny_shakespeare_is_cut_as_everyone_cuts_it(gpt):
     if not (Path(os.environ.get("GPT_DATA_DIR") or "data") / "tinyshakespeare.txt").exists():
         pytest.skip("Tiny Shakespeare is not at hand: set GPT_DATA_DIR to the folder of tinyshakespeare.txt")
-    text = gpt.data.load_text("tinyshakespeare")
-    corpus = gpt.data.Corpus.from_text(text, gpt.CharTokenizer.from_text(text))
+    text = gpt.corpora.load_text("tinyshakespeare")
+    corpus = gpt.corpora.Corpus.from_text(text, gpt.CharTokenizer.from_text(text))
     assert (len(corpus.train), len(corpus.validation)) == (1_003_854, 111_540)
     assert corpus.tokenizer.vocab_size == 65
 
@@ -197,19 +197,19 @@ def test_tiny_shakespeare_is_cut_as_everyone_cuts_it(gpt):
 @pytest.mark.parametrize("text", ["", "a", "a" * 10])  # ten characters leave one for validation: nothing to predict
 def test_a_text_too_short_to_learn_and_judge_is_refused_with_numbers(gpt, text):
     with pytest.raises(ValueError, match=f"{len(text)} characters.*at least 2"):
-        gpt.data.Corpus.from_text(text, gpt.CharTokenizer("a"))
-    gpt.data.Corpus.from_text("a" * 20, gpt.CharTokenizer("a"))  # long enough
+        gpt.corpora.Corpus.from_text(text, gpt.CharTokenizer("a"))
+    gpt.corpora.Corpus.from_text("a" * 20, gpt.CharTokenizer("a"))  # long enough
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5, float("nan")])
 def test_validation_fraction_lies_between_0_and_1(gpt, fraction):
     with pytest.raises(ValueError, match="validation_fraction"):
-        gpt.data.Corpus.from_text("abc" * 100, gpt.CharTokenizer("abc"), fraction)
+        gpt.corpora.Corpus.from_text("abc" * 100, gpt.CharTokenizer("abc"), fraction)
 
 
 def test_characters_that_the_tokenizer_lacks_are_named(gpt):
     with pytest.raises(ValueError, match="'z'"):
-        gpt.data.Corpus.from_text("abc" * 30 + "z", gpt.CharTokenizer("abc"))
+        gpt.corpora.Corpus.from_text("abc" * 30 + "z", gpt.CharTokenizer("abc"))
 
 
 # Windows
@@ -217,7 +217,7 @@ def test_characters_that_the_tokenizer_lacks_are_named(gpt):
 
 def test_targets_are_the_inputs_one_token_later(gpt):
     tokens = torch.arange(100, 200)  # consecutive numbers: the next token is one more
-    loader = gpt.data.RandomWindows(tokens, context_size=7, batch_size=5)
+    loader = gpt.corpora.RandomWindows(tokens, context_size=7, batch_size=5)
     for _ in range(20):
         inputs, targets = loader.next_batch()
         assert inputs.shape == targets.shape == (5, 7)
@@ -228,7 +228,7 @@ def test_targets_are_the_inputs_one_token_later(gpt):
 
 def test_every_place_is_drawn_equally_often_the_first_and_the_last_too(gpt):
     n, context_size, draws = 12, 4, 16_000
-    loader = gpt.data.RandomWindows(torch.arange(n), context_size, batch_size=draws, seed=1)
+    loader = gpt.corpora.RandomWindows(torch.arange(n), context_size, batch_size=draws, seed=1)
     inputs, targets = loader.next_batch()
     counts = Counter(inputs[:, 0].tolist())
     assert sorted(counts) == list(range(n - context_size))
@@ -239,16 +239,16 @@ def test_every_place_is_drawn_equally_often_the_first_and_the_last_too(gpt):
 
 
 def test_a_corpus_of_exactly_one_window_is_enough_and_one_token_less_is_not(gpt):
-    inputs, targets = gpt.data.RandomWindows(torch.arange(9), context_size=8, batch_size=2).next_batch()
+    inputs, targets = gpt.corpora.RandomWindows(torch.arange(9), context_size=8, batch_size=2).next_batch()
     assert torch.equal(inputs, torch.arange(8).repeat(2, 1))
     assert torch.equal(targets, torch.arange(1, 9).repeat(2, 1))
     with pytest.raises(ValueError, match=r"at least context_size \+ 1 = 9 tokens.*got 8"):
-        gpt.data.RandomWindows(torch.arange(8), context_size=8, batch_size=2)
+        gpt.corpora.RandomWindows(torch.arange(8), context_size=8, batch_size=2)
 
 
 def test_the_seed_decides_and_the_global_generator_neither_moves_nor_is_moved(gpt):
     def batches(seed):
-        loader = gpt.data.RandomWindows(torch.arange(1000), 8, 4, seed=seed)
+        loader = gpt.corpora.RandomWindows(torch.arange(1000), 8, 4, seed=seed)
         return torch.stack([loader.next_batch()[0] for _ in range(3)])
 
     torch.manual_seed(0)
@@ -261,12 +261,12 @@ def test_the_seed_decides_and_the_global_generator_neither_moves_nor_is_moved(gp
 
 
 def test_a_restored_loader_continues_bit_for_bit(gpt):
-    loader = gpt.data.RandomWindows(torch.arange(1000), 8, 4, seed=3)
+    loader = gpt.corpora.RandomWindows(torch.arange(1000), 8, 4, seed=3)
     for _ in range(5):
         loader.next_batch()
     state = loader.state_dict()
     expected = [loader.next_batch() for _ in range(5)]
-    restored = gpt.data.RandomWindows(torch.arange(1000), 8, 4, seed=99)
+    restored = gpt.corpora.RandomWindows(torch.arange(1000), 8, 4, seed=99)
     restored.load_state_dict(state)
     for inputs, targets in expected:
         again = restored.next_batch()
@@ -276,8 +276,8 @@ def test_a_restored_loader_continues_bit_for_bit(gpt):
 
 def test_several_ranks_see_together_what_one_loader_sees(gpt):
     tokens = torch.arange(1000)
-    whole = gpt.data.RandomWindows(tokens, 8, batch_size=6, seed=4)
-    ranks = [gpt.data.RandomWindows(tokens, 8, 2, seed=4, rank=rank, world_size=3) for rank in range(3)]
+    whole = gpt.corpora.RandomWindows(tokens, 8, batch_size=6, seed=4)
+    ranks = [gpt.corpora.RandomWindows(tokens, 8, 2, seed=4, rank=rank, world_size=3) for rank in range(3)]
     for _ in range(5):
         for own, parts in zip(
             whole.next_batch(), zip(*(rank.next_batch() for rank in ranks), strict=True), strict=True
@@ -299,7 +299,7 @@ def test_several_ranks_see_together_what_one_loader_sees(gpt):
 )
 def test_numbers_out_of_range_are_named(gpt, arguments, name):
     with pytest.raises(ValueError, match=name):
-        gpt.data.RandomWindows(**{"tokens": torch.arange(100), "context_size": 8, "batch_size": 2, **arguments})
+        gpt.corpora.RandomWindows(**{"tokens": torch.arange(100), "context_size": 8, "batch_size": 2, **arguments})
 
 
 # Token files
@@ -308,20 +308,20 @@ def test_numbers_out_of_range_are_named(gpt, arguments, name):
 @pytest.mark.parametrize(("vocab_size", "width"), [(65, 2), (65_536, 2), (65_537, 4), (2**32, 4)])
 def test_a_token_file_holds_a_header_and_the_ids(gpt, tmp_path, vocab_size, width):
     ids = [0, 1, 64, vocab_size - 1, 7]
-    assert gpt.data.write_tokens(tmp_path / "t.bin", iter(ids), vocab_size) == 5
+    assert gpt.corpora.write_tokens(tmp_path / "t.bin", iter(ids), vocab_size) == 5
     content = (tmp_path / "t.bin").read_bytes()
     assert content[:32] == struct.pack("<8sIIQQ", b"GPTTOKEN", 1, width, vocab_size, 5)
     assert content[32:] == b"".join(i.to_bytes(width, "little") for i in ids)
-    assert gpt.data.read_tokens(tmp_path / "t.bin", vocab_size).tolist() == ids
+    assert gpt.corpora.read_tokens(tmp_path / "t.bin", vocab_size).tolist() == ids
     assert os.listdir(tmp_path) == ["t.bin"]
 
 
 def test_windows_from_a_token_file_equal_those_from_memory(gpt, tmp_path):
     ids = torch.randint(50257, (200_000,), generator=torch.Generator().manual_seed(0))  # more than one written chunk
-    gpt.data.write_tokens(tmp_path / "t.bin", (i for i in ids.tolist()), 50257)
-    tokens = gpt.data.read_tokens(tmp_path / "t.bin", 50257)
+    gpt.corpora.write_tokens(tmp_path / "t.bin", (i for i in ids.tolist()), 50257)
+    tokens = gpt.corpora.read_tokens(tmp_path / "t.bin", 50257)
     assert isinstance(tokens, np.memmap)
-    in_memory, on_disk = (gpt.data.RandomWindows(source, 64, 16, seed=2) for source in (ids, tokens))
+    in_memory, on_disk = (gpt.corpora.RandomWindows(source, 64, 16, seed=2) for source in (ids, tokens))
     for _ in range(10):
         for expected, found in zip(in_memory.next_batch(), on_disk.next_batch(), strict=True):
             assert found.dtype == torch.int64
@@ -330,7 +330,7 @@ def test_windows_from_a_token_file_equal_those_from_memory(gpt, tmp_path):
 
 def test_a_text_larger_than_memory_costs_only_its_windows(gpt, tmp_path):
     path = tmp_path / "t.bin"
-    gpt.data.write_tokens(path, [5, 6, 7], 65)
+    gpt.corpora.write_tokens(path, [5, 6, 7], 65)
     count = 2**35  # 64 GiB of ids, which a sparse file does not really take
     with open(path, "r+b") as file:
         file.seek(24)
@@ -338,7 +338,7 @@ def test_a_text_larger_than_memory_costs_only_its_windows(gpt, tmp_path):
         file.truncate(32 + 2 * count)
     tracemalloc.start()
     try:
-        inputs, _ = gpt.data.RandomWindows(gpt.data.read_tokens(path), 16, 4).next_batch()
+        inputs, _ = gpt.corpora.RandomWindows(gpt.corpora.read_tokens(path), 16, 4).next_batch()
         assert tracemalloc.get_traced_memory()[1] < 1_000_000  # measured: 8,000 bytes
     finally:
         tracemalloc.stop()
@@ -347,20 +347,20 @@ def test_a_text_larger_than_memory_costs_only_its_windows(gpt, tmp_path):
 
 def test_every_damage_to_the_length_or_the_header_of_a_token_file_is_found(gpt, tmp_path):
     path = tmp_path / "t.bin"
-    gpt.data.write_tokens(path, range(10), 65)
+    gpt.corpora.write_tokens(path, range(10), 65)
     good = path.read_bytes()
     cut = [good[:n] for n in range(len(good))]
     changed = [good[:i] + bytes([good[i] ^ 1]) + good[i + 1 :] for i in range(32) if not 16 <= i < 24]
     for content in [*cut, good + b"\0", *changed]:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"t\.bin"):
-            gpt.data.read_tokens(path)
+            gpt.corpora.read_tokens(path)
 
 
 def test_a_token_file_of_another_vocabulary_is_refused(gpt, tmp_path):
-    gpt.data.write_tokens(tmp_path / "t.bin", range(10), 65)
+    gpt.corpora.write_tokens(tmp_path / "t.bin", range(10), 65)
     with pytest.raises(ValueError, match=r"t\.bin was made for a vocabulary of 65 tokens, not 50257"):
-        gpt.data.read_tokens(tmp_path / "t.bin", 50257)
+        gpt.corpora.read_tokens(tmp_path / "t.bin", 50257)
 
 
 @pytest.mark.parametrize(
@@ -377,10 +377,10 @@ def test_a_token_file_of_another_vocabulary_is_refused(gpt, tmp_path):
 )
 def test_bad_ids_leave_the_file_as_it_was(gpt, tmp_path, ids, vocab_size, error, message):
     path = tmp_path / "t.bin"
-    gpt.data.write_tokens(path, range(10), 65)
+    gpt.corpora.write_tokens(path, range(10), 65)
     with pytest.raises(error, match=message):
-        gpt.data.write_tokens(path, ids, vocab_size)
-    assert gpt.data.read_tokens(path).tolist() == list(range(10))
+        gpt.corpora.write_tokens(path, ids, vocab_size)
+    assert gpt.corpora.read_tokens(path).tolist() == list(range(10))
     assert os.listdir(tmp_path) == ["t.bin"]
 
 
@@ -390,5 +390,5 @@ def test_a_stream_that_breaks_leaves_no_file(gpt, tmp_path):
         raise RuntimeError("the tokenizer stopped")
 
     with pytest.raises(RuntimeError, match="the tokenizer stopped"):
-        gpt.data.write_tokens(tmp_path / "t.bin", stream(), 100_000)
+        gpt.corpora.write_tokens(tmp_path / "t.bin", stream(), 100_000)
     assert os.listdir(tmp_path) == []

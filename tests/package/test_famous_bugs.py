@@ -13,15 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import (
-    test_attention,
-    test_block,
-    test_checkpoint,
-    test_inspection,
-    test_model,
-    test_tokens,
-    test_training,
-)
+from tests.concepts import test_attention, test_block, test_inspection, test_model, test_tokens, test_training
+from tests.package import test_files
 
 # what goes wrong: (the function it stands in, {right: wrong, ...}, the check that must notice)
 BUGS = {
@@ -133,9 +126,9 @@ BUGS = {
         test_training.test_the_best_model_is_kept_when_later_ones_are_worse,
     ),
     "a save that writes over the old file in place": (
-        "checkpoint.atomic_file",
-        {"with _temporary_beside(path) as temporary:": "path.parent.mkdir(parents=True)\n    if temporary := path:"},
-        test_checkpoint.test_an_atomic_file_is_the_old_or_the_new_never_a_part,
+        "files.atomic_file",
+        {"with temporary_beside(path) as temporary:": "path.parent.mkdir(parents=True)\n    if temporary := path:"},
+        test_files.test_an_atomic_file_is_the_old_or_the_new_never_a_part,
     ),
     "a cache with the mask of a prompt without a past": (
         "attention.CausalSelfAttention.forward",
@@ -221,7 +214,7 @@ ASSERTING = ("assert", "raises", "fail", "warns")
 
 def test_every_test_asserts_something():
     """The last famous bug: a test that compares without `assert` and so cannot fail."""
-    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+    for path in sorted(Path(__file__).parents[1].rglob("test_*.py")):
         tree = ast.parse(path.read_text())
         functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 

@@ -52,22 +52,22 @@ def texts(axis) -> list[str]:
     ],
 )
 def test_a_token_label_is_visible_and_short(gpt, token, label):
-    assert gpt.plots.token_labels([token]) == [label]
+    assert gpt.figures.token_labels([token]) == [label]
     assert len(label) <= 14
 
 
 def test_labels_of_labels_are_the_same_labels(gpt):
-    labels = gpt.plots.token_labels([" a", "\n", "", b"\xff", "你好吗再见", "unbelievably long"])
-    assert gpt.plots.token_labels(labels) == labels
+    labels = gpt.figures.token_labels([" a", "\n", "", b"\xff", "你好吗再见", "unbelievably long"])
+    assert gpt.figures.token_labels(labels) == labels
 
 
 def test_a_text_is_the_list_of_its_characters(gpt):
-    assert gpt.plots.token_labels("a b") == ["a", "␣", "b"]
+    assert gpt.figures.token_labels("a b") == ["a", "␣", "b"]
 
 
 def test_ids_are_not_labels(gpt):
     with pytest.raises(TypeError, match="tokens must be strings or bytes, got 464"):
-        gpt.plots.token_labels([464])
+        gpt.figures.token_labels([464])
 
 
 # --- attention
@@ -75,7 +75,7 @@ def test_ids_are_not_labels(gpt):
 
 def test_a_head_is_drawn_as_it_is(gpt):
     weights = causal(5, 5)
-    axes = gpt.plots.plot_head(torch.tensor(weights), TOKENS, "Layer 3, head 1").axes[0]
+    axes = gpt.figures.plot_head(torch.tensor(weights), TOKENS, "Layer 3, head 1").axes[0]
     drawn = axes.images[0].get_array()
     np.testing.assert_array_equal(drawn.filled(0), weights)
     np.testing.assert_array_equal(drawn.mask, ~np.tri(5, dtype=bool))  # the future is blank, not dark
@@ -86,43 +86,43 @@ def test_a_head_is_drawn_as_it_is(gpt):
 
 def test_a_weight_of_zero_is_not_a_masked_one(gpt):
     weights = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.5, 0.0, 0.5]])
-    drawn = gpt.plots.plot_head(weights, "abc").axes[0].images[0].get_array()
+    drawn = gpt.figures.plot_head(weights, "abc").axes[0].images[0].get_array()
     assert not drawn.mask[2, 1]
     assert drawn.mask[0, 1]
 
 
 def test_a_head_that_sees_the_future_hides_nothing(gpt):
     weights = np.full((4, 4), 0.25)
-    assert not np.any(gpt.plots.plot_head(weights, "abcd").axes[0].images[0].get_array().mask)
+    assert not np.any(gpt.figures.plot_head(weights, "abcd").axes[0].images[0].get_array().mask)
 
 
 def test_the_queries_of_a_cached_pass_are_the_last_tokens(gpt):
     weights = causal(2, 5)
-    axes = gpt.plots.plot_head(weights, TOKENS).axes[0]
+    axes = gpt.figures.plot_head(weights, TOKENS).axes[0]
     assert texts(axes.yaxis) == ["␣fox", "⏎"]
     np.testing.assert_array_equal(axes.images[0].get_array().mask, [[0, 0, 0, 0, 1], [0, 0, 0, 0, 0]])
 
 
 def test_dollar_signs_in_tokens_are_not_formulas(gpt):
-    axes = gpt.plots.plot_head(causal(3, 3), ["$x$", "a", "b"], "$5 and $6").axes[0]
+    axes = gpt.figures.plot_head(causal(3, 3), ["$x$", "a", "b"], "$5 and $6").axes[0]
     assert not any(text.get_parse_math() for text in [axes.title, *axes.get_xticklabels(), *axes.get_yticklabels()])
 
 
 def test_a_layer_shows_each_head_on_one_scale(gpt):
     weights = causal(6, 5, 5)
-    figure = gpt.plots.plot_layer(weights, TOKENS)
+    figure = gpt.figures.plot_layer(weights, TOKENS)
     panels = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title(loc="left") for axes in panels] == [f"head {i}" for i in range(6)]
     for head, axes in enumerate(panels):
         np.testing.assert_array_equal(axes.images[0].get_array().filled(0), weights[head])
         assert axes.images[0].get_clim() == (0, 1)
-    assert texts(panels[0].yaxis) == texts(panels[4].xaxis) == gpt.plots.token_labels(TOKENS)
+    assert texts(panels[0].yaxis) == texts(panels[4].xaxis) == gpt.figures.token_labels(TOKENS)
     assert texts(panels[1].yaxis) == texts(panels[0].xaxis) == []  # only the outer panels are labelled
 
 
 def test_the_grid_has_every_layer_and_head_in_its_place(gpt):
     attention = causal(3, 4, 12, 12)
-    axes = gpt.plots.plot_attention_grid(attention).axes[0]
+    axes = gpt.figures.plot_attention_grid(attention).axes[0]
     mosaic = axes.images[0].get_array()
     for layer in range(3):
         for head in range(4):
@@ -139,7 +139,7 @@ def test_masked_and_unlooked_at_have_different_colours_in_the_file(gpt, tmp_path
 
     weights = np.zeros((1, 1, 8, 8))
     weights[..., 0] = 1
-    with Image.open(gpt.plots.save(gpt.plots.plot_attention_grid(weights), tmp_path / "grid.png")) as image:
+    with Image.open(gpt.figures.save(gpt.figures.plot_attention_grid(weights), tmp_path / "grid.png")) as image:
         colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 24)}
     assert (226, 226, 222) in colors  # forbidden
     assert (68, 1, 84) in colors  # viridis at 0: allowed, but not looked at
@@ -148,10 +148,10 @@ def test_masked_and_unlooked_at_have_different_colours_in_the_file(gpt, tmp_path
 
 def test_long_texts_keep_every_character_on_one_head_and_positions_on_small_maps(gpt):
     text = "to be, or not to be: " * 6 + "to"
-    axes = gpt.plots.plot_head(causal(128, 128), text).axes[0]
-    assert texts(axes.xaxis) == gpt.plots.token_labels(text)
+    axes = gpt.figures.plot_head(causal(128, 128), text).axes[0]
+    assert texts(axes.xaxis) == gpt.figures.token_labels(text)
     assert min(label.get_fontsize() for label in axes.get_xticklabels()) >= 5
-    small = gpt.plots.plot_layer(causal(2, 128, 128), text).axes[0]
+    small = gpt.figures.plot_layer(causal(2, 128, 128), text).axes[0]
     assert texts(small.xaxis) == ["0", "16", "32", "48", "64", "80", "96", "112"]
 
 
@@ -160,7 +160,7 @@ def test_long_texts_keep_every_character_on_one_head_and_positions_on_small_maps
 
 def test_positions_are_drawn_around_zero(gpt):
     table = np.random.default_rng(0).normal(size=(7, 4))
-    axes = gpt.plots.plot_positions(table).axes[0]
+    axes = gpt.figures.plot_positions(table).axes[0]
     np.testing.assert_array_equal(axes.images[0].get_array(), table)
     low, high = axes.images[0].get_clim()
     assert high == -low == np.abs(table).max()
@@ -168,7 +168,7 @@ def test_positions_are_drawn_around_zero(gpt):
 
 
 def test_similarity_is_the_cosine(gpt):
-    axes = gpt.plots.plot_similarity([[1, 0], [0, 2], [3, 3], [-1, 0]]).axes[0]
+    axes = gpt.figures.plot_similarity([[1, 0], [0, 2], [3, 3], [-1, 0]]).axes[0]
     half = np.sqrt(0.5)
     expected = [[1, 0, half, -1], [0, 1, half, 0], [half, half, 1, -half], [-1, 0, -half, 1]]
     np.testing.assert_allclose(axes.images[0].get_array(), expected, rtol=0, atol=1e-15)  # worst 2.2e-16
@@ -176,12 +176,12 @@ def test_similarity_is_the_cosine(gpt):
 
 def test_a_row_of_zeros_has_no_cosine(gpt):
     with pytest.raises(ValueError, match="table must not hold a row of zeros"):
-        gpt.plots.plot_similarity([[1, 0], [0, 0]])
+        gpt.figures.plot_similarity([[1, 0], [0, 0]])
 
 
 def test_training_curves_are_the_points_given_and_the_best_is_named(gpt):
     train, validation = [(0, 4.0), (10, 3.0), (20, 2.0)], [(0, 4.1), (10, 2.5), (20, 2.75)]
-    axes = gpt.plots.plot_training(train, validation).axes[0]
+    axes = gpt.figures.plot_training(train, validation).axes[0]
     np.testing.assert_array_equal(axes.lines[0].get_xydata(), train)
     np.testing.assert_array_equal(axes.lines[1].get_xydata(), validation)
     assert axes.get_title(loc="right") == "lowest on held-out text: 2.500 at step 10"
@@ -189,11 +189,12 @@ def test_training_curves_are_the_points_given_and_the_best_is_named(gpt):
 
 
 def test_training_without_validation_has_one_curve(gpt):
-    assert len(gpt.plots.plot_training([(0, 4.0), (1, 3.0)]).axes[0].lines) == 1
+    assert len(gpt.figures.plot_training([(0, 4.0), (1, 3.0)]).axes[0].lines) == 1
 
 
 def test_bars_have_the_heights_given_and_a_cross_where_nothing_may_come(gpt):
-    figure = gpt.plots.plot_distribution("abc", {"all": [0.5, 0.3, 0.2], "top-k 2": torch.tensor([0.625, 0.375, 0.0])})
+    bars = {"all": [0.5, 0.3, 0.2], "top-k 2": torch.tensor([0.625, 0.375, 0.0])}
+    figure = gpt.figures.plot_distribution("abc", bars)
     axes = figure.axes[0]
     assert [[bar.get_height() for bar in bars] for bars in axes.containers] == [[0.5, 0.3, 0.2], [0.625, 0.375, 0.0]]
     assert [len(crosses.get_xdata()) for crosses in axes.lines] == [0, 1]
@@ -207,7 +208,7 @@ def test_bars_have_the_heights_given_and_a_cross_where_nothing_may_come(gpt):
 def test_curves_are_the_points_given_and_can_be_told_apart_without_colour(gpt):
     x = np.arange(4)
     lines = {f"curve {i}": (x, x + i) for i in range(7)}
-    (axes,) = gpt.plots.plot_lines(lines, "x", "y", "Seven").axes
+    (axes,) = gpt.figures.plot_lines(lines, "x", "y", "Seven").axes
     for i, line in enumerate(axes.lines):
         assert np.array_equal(line.get_ydata(), x + i)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(lines)
@@ -217,14 +218,14 @@ def test_curves_are_the_points_given_and_can_be_told_apart_without_colour(gpt):
 
 
 def test_labels_of_logarithmic_axes_are_plain_numbers(gpt):
-    (axes,) = gpt.plots.plot_lines({"": ([0.1, 1, 100], [1, 2, 3])}, "x", "y", "One", log="x").axes
+    (axes,) = gpt.figures.plot_lines({"": ([0.1, 1, 100], [1, 2, 3])}, "x", "y", "One", log="x").axes
     assert (axes.get_xscale(), axes.get_yscale(), axes.get_legend()) == ("log", "linear", None)
     assert {"0.1", "1", "10", "100"} <= set(texts(axes.xaxis))
 
 
 def test_a_matrix_has_its_numbers_written_and_leaves_out_what_is_masked(gpt):
     values = [[1.0, float("nan")], [-0.001, -2.5]]
-    (axes,) = gpt.plots.plot_matrix(values, ["the", "more"], ["the", " more"], "Scores", ylabel="query").axes
+    (axes,) = gpt.figures.plot_matrix(values, ["the", "more"], ["the", " more"], "Scores", ylabel="query").axes
     assert [text.get_text() for text in axes.texts] == ["1.00", "0.00", "−2.50"]
     assert [text.get_position() for text in axes.texts] == [(0, 0), (0, 1), (1, 1)]
     assert (texts(axes.xaxis), texts(axes.yaxis)) == (["the", "␣more"], ["the", "more"])
@@ -234,10 +235,10 @@ def test_a_matrix_has_its_numbers_written_and_leaves_out_what_is_masked(gpt):
 
 
 def test_a_drawing_of_ones_own_has_the_house_style(gpt):
-    with gpt.plots.drawing(6, 2, rows=1, columns=2) as (figure, [[left, right]]):
+    with gpt.figures.drawing(6, 2, rows=1, columns=2) as (figure, [[left, right]]):
         left.plot([1, 2])
     assert list(figure.get_size_inches()) == [6, 2]
-    assert left.xaxis.label.get_fontfamily() == [gpt.plots.FONT]
+    assert left.xaxis.label.get_fontfamily() == [gpt.figures.FONT]
     assert not right.spines["top"].get_visible()
 
 
@@ -251,29 +252,29 @@ def test_the_lens_writes_the_likeliest_token_and_colours_by_its_probability(gpt)
     for place, winner in np.ndenumerate(winners):
         lens[place][winner] = np.log(3)
         lens[place][(winner + 1) % 4] = 0
-    axes = gpt.plots.plot_lens(lens, "abc", lambda ids: " xyz"[ids[0]]).axes[0]
-    drawn = axes.collections[0].get_array()
+    axes = gpt.figures.plot_lens(lens, "abc", lambda ids: " xyz"[ids[0]]).axes[0]
+    drawn = axes.images[0].get_array()
     np.testing.assert_allclose(drawn, np.full((2, 3), 0.75), rtol=0, atol=1e-15)  # worst 1.1e-16
     assert [text.get_text() for text in axes.texts] == ["␣", "x", "y", "z", "y", "x"]
     assert texts(axes.yaxis) == ["embedding", "after block 0"]
     assert texts(axes.xaxis) == ["a", "b", "c"]
-    assert axes.get_ylim() == (0, 2)  # the embedding is at the bottom, the last layer on top
+    assert axes.get_ylim() == (-0.5, 1.5)  # the embedding is at the bottom, the last layer on top
 
 
 def test_scores_are_drawn_under_their_names(gpt):
     scores = {"previous_token": np.random.default_rng(0).random((2, 3)), "induction": torch.eye(2, 3)}
-    figure = gpt.plots.plot_scores(scores)
+    figure = gpt.figures.plot_scores(scores)
     panels = figure.axes[:2]
     assert [axes.get_title(loc="left") for axes in panels] == ["previous token", "induction"]
     for axes, values in zip(panels, scores.values(), strict=True):
-        np.testing.assert_array_equal(axes.collections[0].get_array(), values)
-        assert axes.collections[0].get_clim() == (0, 1)
+        np.testing.assert_array_equal(axes.images[0].get_array(), values)
+        assert axes.images[0].get_clim() == (0, 1)
     assert panels[1].texts[0].get_text() == "1.00"
 
 
 def test_scores_without_a_limit_go_to_the_largest(gpt):
-    axes = gpt.plots.plot_scores({"a": [[0.5, 2.0]], "b": [[3.0, 1.0]]}, "nats", highest=None).axes[0]
-    assert axes.collections[0].get_clim() == (0, 3)
+    axes = gpt.figures.plot_scores({"a": [[0.5, 2.0]], "b": [[3.0, 1.0]]}, "nats", highest=None).axes[0]
+    assert axes.images[0].get_clim() == (0, 3)
 
 
 # --- every figure
@@ -296,11 +297,11 @@ def test_the_same_figure_is_the_same_file(gpt, tmp_path, name):
     """Also: none warns (pytest makes warnings errors), so no label lacks its glyph; and none opens a window."""
     import matplotlib.pyplot as plt
 
-    first, second = (getattr(gpt.plots, name)(*FIGURES[name]) for _ in range(2))
+    first, second = (getattr(gpt.figures, name)(*FIGURES[name]) for _ in range(2))
     for kind, start in (("png", b"\x89PNG"), ("svg", b"<?xml")):
-        content = gpt.plots.save(first, tmp_path / f"1.{kind}").read_bytes()
+        content = gpt.figures.save(first, tmp_path / f"1.{kind}").read_bytes()
         assert content.startswith(start)
-        assert content == gpt.plots.save(second, tmp_path / f"2.{kind}").read_bytes()
+        assert content == gpt.figures.save(second, tmp_path / f"2.{kind}").read_bytes()
     assert b"<dc:date>" not in content
     assert plt.get_fignums() == []
 
@@ -309,8 +310,8 @@ def test_figures_have_a_light_opaque_background(gpt, tmp_path):
     """So that they can be read on a dark page."""
     from PIL import Image
 
-    figure = gpt.plots.plot_training([(0, 4.0), (1, 3.0)])
-    with Image.open(gpt.plots.save(figure, tmp_path / "curve.png")) as image:
+    figure = gpt.figures.plot_training([(0, 4.0), (1, 3.0)])
+    with Image.open(gpt.figures.save(figure, tmp_path / "curve.png")) as image:
         *color, alpha = image.convert("RGBA").getpixel((0, 0))
     assert min(color) > 240
     assert alpha == 255
@@ -320,27 +321,27 @@ def test_plots_leave_the_readers_own_style_alone(gpt):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    gpt.plots.plot_layer(causal(2, 5, 5), TOKENS)
+    gpt.figures.plot_layer(causal(2, 5, 5), TOKENS)
     assert dict(mpl.rcParams) == before
 
 
 def test_a_notebook_shows_the_figure(gpt):
-    assert gpt.plots.plot_positions(np.eye(4))._repr_png_().startswith(b"\x89PNG")
+    assert gpt.figures.plot_positions(np.eye(4))._repr_png_().startswith(b"\x89PNG")
 
 
 # --- files
 
 
 def test_save_makes_the_folder_and_returns_the_path(gpt, tmp_path):
-    path = gpt.plots.save(gpt.plots.plot_positions(np.eye(4)), tmp_path / "new" / "folder" / "positions.png")
+    path = gpt.figures.save(gpt.figures.plot_positions(np.eye(4)), tmp_path / "new" / "folder" / "positions.png")
     assert path == tmp_path / "new" / "folder" / "positions.png"
     assert os.listdir(path.parent) == ["positions.png"]
 
 
 def test_a_path_that_cannot_be_written_is_named(gpt, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="cannot write the figure") as caught:
-        gpt.plots.save(gpt.plots.plot_positions(np.eye(4)), tmp_path / "file" / "positions.png")
+    with pytest.raises(OSError, match="could not write") as caught:
+        gpt.figures.save(gpt.figures.plot_positions(np.eye(4)), tmp_path / "file" / "positions.png")
     assert str(tmp_path / "file" / "positions.png") in str(caught.value)
 
 
@@ -353,7 +354,7 @@ def test_a_full_disk_leaves_the_old_file(gpt, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        gpt.plots.save(gpt.plots.plot_positions(np.eye(4)), path)
+        gpt.figures.save(gpt.figures.plot_positions(np.eye(4)), path)
     assert caught.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["positions.png"]
@@ -361,7 +362,7 @@ def test_a_full_disk_leaves_the_old_file(gpt, tmp_path, monkeypatch):
 
 def test_another_file_type_is_refused(gpt, tmp_path):
     with pytest.raises(ValueError, match=r"path must end in .png or .svg"):
-        gpt.plots.save(gpt.plots.plot_positions(np.eye(4)), tmp_path / "positions.jpg")
+        gpt.figures.save(gpt.figures.plot_positions(np.eye(4)), tmp_path / "positions.jpg")
 
 
 # --- bad input
@@ -397,4 +398,4 @@ def test_another_file_type_is_refused(gpt, tmp_path):
 )
 def test_wrong_arguments_are_named(gpt, name, arguments, message):
     with pytest.raises(ValueError, match=message):
-        getattr(gpt.plots, name)(*arguments)
+        getattr(gpt.figures, name)(*arguments)

@@ -566,7 +566,7 @@ def test_the_bundled_model_is_the_char_preset_and_small_enough_to_carry(gpt):
 def test_the_bundled_model_has_the_loss_that_its_record_claims(gpt):
     """At most 1.52 nats per character over the whole last tenth of Tiny Shakespeare, in windows of 128."""
     record = json.loads((gpt.pretrained.BUNDLED["tinyshakespeare"] / "record.json").read_text())
-    assert record["data"]["sha256"] == gpt.data.DOWNLOADS["tinyshakespeare"][1]
+    assert record["data"]["sha256"] == gpt.corpora.DOWNLOADS["tinyshakespeare"][1]
     assert record["held_out"]["loss"] == min(loss for _, loss in record["curve"]["validation"]) <= 1.52
     if not (Path(os.environ.get("GPT_DATA_DIR") or "data") / "tinyshakespeare.txt").exists():
         pytest.skip("Tiny Shakespeare is not at hand: python -m gpt data tinyshakespeare")

@@ -17,7 +17,8 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt.support import plots
+from gpt.figures.attention import checked_weights, future
+from gpt.figures.labels import labels_for
 
 LARGEST = 20_000_000  # bytes: more takes a browser long to open
 STEPS = 65535  # a weight is stored as an integer 0..65535, in two bytes
@@ -33,15 +34,15 @@ def attention_page(attention: ArrayLike, tokens: Sequence[str | bytes], title: s
     Raises ValueError, naming the argument, for another shape, a number that is no weight, a weight on the future,
     or so many weights that the page would take more than 20 MB.
     """
-    weights = plots._attention("attention", attention, "layer", "head", "query", "key")
+    weights = checked_weights("attention", attention, "layer", "head", "query", "key")
     layers, heads, queries, keys = weights.shape
-    future = plots._future(weights[0, 0])
-    if queries != keys or weights[..., future].any():
+    after = future(weights[0, 0])
+    if queries != keys or weights[..., after].any():
         raise ValueError(
             f"attention must be causal: as many queries as keys, and no weight on the future; got {queries} queries "
             f"and {keys} keys"
         )
-    seen = weights[..., ~future]  # [layer, head, T (T + 1) / 2], row by row
+    seen = weights[..., ~after]  # [layer, head, T (T + 1) / 2], row by row
     if (size := seen.size * 8 / 3) > LARGEST:
         raise ValueError(
             f"attention of {layers} layers, {heads} heads and {keys} tokens would make a page of {size / 1e6:,.1f} MB, "
@@ -50,7 +51,7 @@ def attention_page(attention: ArrayLike, tokens: Sequence[str | bytes], title: s
     data = {
         "layers": layers,
         "heads": heads,
-        "tokens": plots._labels(tokens, keys, "keys"),
+        "tokens": labels_for(tokens, keys, "keys"),
         "weights": _base64(np.rint(seen.clip(max=1) * STEPS).astype("<u2")),
         "palette": _base64(mpl.colormaps["viridis"](np.arange(256), bytes=True)),
     }
