@@ -2,7 +2,8 @@
 
 `def forward(self, x: Float[Tensor, "batch T d_model"])` is documentation that a machine can read. `check_shapes` wraps
 each function and method of the package whose signature holds such an annotation. When a call returns, its arguments
-and its result must fit: one name means one size. A call that raises is left alone: to refuse a wrong shape is its own task.
+and its result must fit: one name means one size. A call that raises is left alone: to refuse a wrong shape is its own
+task.
 """
 
 from __future__ import annotations
