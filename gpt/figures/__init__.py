@@ -5,6 +5,10 @@ Each `plot_...` draws one kind of figure and returns it; `save` writes it. Array
 names the argument. Used by DEEP_THEORY_GUIDE.md, Parts 2, 3, 7, 8, 9.
 """
 
+from gpt.support.extras import needs
+
+needs("figures", "matplotlib")
+
 from gpt.figures.attention import KEY, QUERY, plot_attention_grid, plot_head, plot_layer
 from gpt.figures.curves import plot_distribution, plot_lines, plot_training
 from gpt.figures.labels import token_labels

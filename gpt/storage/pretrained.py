@@ -23,6 +23,7 @@ from torch import Tensor
 
 from gpt.config import GPTConfig
 from gpt.model import GPT
+from gpt.support.extras import needs
 from gpt.support.files import atomic_file, read_json
 from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
 
@@ -148,6 +149,7 @@ def _folder(name: str | Path) -> Path:
 
 
 def _download(name: str, file: str) -> Path:
+    needs("hub", "huggingface_hub")
     from huggingface_hub import hf_hub_download  # Here: it takes a third of a second, and only four names need it.
 
     try:
