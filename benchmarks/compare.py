@@ -18,31 +18,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
+from typing import Any, Literal, get_args
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # Both models are made from a config: nothing is downloaded.
-sys.path.insert(0, str(Path(__file__).parents[1]))  # So that `python benchmarks/compare.py` finds the package too.
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gpt import GPT, GPTConfig
+
+Side = Literal["ours", "theirs"]
+Step = Callable[[], None]
 
 PROMPT, NEW_TOKENS = 32, 64
 GOALS = {"train-124M": 1.1, "train-char": 1.4, "generate-124M": 1.2}  # tokens/s, ours / theirs
 MEMORY_GOAL = 1.0  # peak memory, ours / theirs, at most
 
 
-def build(side: str, config: GPTConfig) -> nn.Module:
-    """The model of one side, with random weights. Ours and theirs have the same sizes and the same dropout."""
+def build(side: Side, config: GPTConfig) -> Any:
+    """The GPT or GPT2LMHeadModel of one side, with random weights. Both have the same sizes and the same dropout."""
     torch.manual_seed(0)
     if side == "ours":
         return GPT(config)
     p = config.dropout
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "n_positions": config.context_size,
         "n_embd": config.n_embd,
@@ -52,7 +54,8 @@ def build(side: str, config: GPTConfig) -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(**sizes, resid_pdrop=p, embd_pdrop=p, attn_pdrop=p))
 
 
-def training_step(side: str, config: GPTConfig, batch: int, context: int) -> Callable[[], None]:
+def training_step(side: Side, config: GPTConfig, batch: int, context: int) -> Step:
+    """Gradients and one update on random ids."""
     model = build(side, config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     tokens = torch.randint(config.vocab_size, (batch, context))
@@ -71,7 +74,7 @@ def training_step(side: str, config: GPTConfig, batch: int, context: int) -> Cal
     return step
 
 
-def generation(side: str, config: GPTConfig) -> Callable[[], None]:
+def generation(side: Side, config: GPTConfig) -> Step:
     """Greedy, with each side's own KV cache."""
     model = build(side, config).eval()
     prompt = torch.randint(config.vocab_size, (1, PROMPT))
@@ -88,7 +91,7 @@ def generation(side: str, config: GPTConfig) -> Callable[[], None]:
     return run
 
 
-def case(name: str, side: str) -> tuple[Callable[[], None], int]:
+def case(name: str, side: Side) -> tuple[Step, int]:
     """(what to time, how many tokens it handles)."""
     small, char = GPTConfig.gpt2_small(), GPTConfig.char()
     match name:
@@ -104,11 +107,11 @@ def case(name: str, side: str) -> tuple[Callable[[], None], int]:
 def check_equal_sizes() -> None:
     for config in (GPTConfig.gpt2_small(), GPTConfig.char()):
         with torch.device("meta"):
-            ours, theirs = (sum(p.numel() for p in build(side, config).parameters()) for side in ("ours", "theirs"))
+            ours, theirs = (sum(p.numel() for p in build(side, config).parameters()) for side in get_args(Side))
         assert ours == theirs, f"parameter counts differ: {ours} and {theirs}"
 
 
-def seconds(run: Callable[[], None]) -> float:
+def seconds(run: Step) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -119,7 +122,7 @@ def speed(name: str, rounds: int) -> str:
     repeats = 5 if name == "train-char" else 1  # A short step is timed five at a time.
     times: list[tuple[float, float]] = []
     for number in range(rounds + 1):
-        pair = {}
+        pair: dict[Step, float] = {}
         for run in (ours, theirs) if number % 2 else (theirs, ours):  # Who comes first alternates.
             pair[run] = median(seconds(run) for _ in range(repeats))
         times.append((pair[ours], pair[theirs]))
@@ -139,8 +142,8 @@ def peak_megabytes() -> float:
 
 
 def memory(name: str, threads: int) -> str:
-    def measure(side: str) -> float:
-        command = [sys.executable, __file__, "--threads", str(threads), "--peak", name, side]
+    def measure(side: Side) -> float:
+        command = [sys.executable, "-m", "benchmarks.compare", "--threads", str(threads), "--peak", name, side]
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     a, b = measure("ours"), measure("theirs")
@@ -157,7 +160,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     if options.peak:
-        run, _ = case(*options.peak)
+        name, side = options.peak
+        run, _ = case(name, side)
         run()
         run()
         print(peak_megabytes())
