@@ -6,12 +6,12 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint lab book serve guides notebooks figures bench model clean
+.PHONY: help run test lint types lab book serve guides notebooks figures bench model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# The chapters import the package from any folder, so it is installed as it stands. The last line is for matplotlib,
+# The chapters import the package from any folder, so it is installed in place. The last line is for matplotlib,
 # which otherwise prints into the first cell that it is searching for fonts.
 $(READY): requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3"; exit 1; }
@@ -29,13 +29,17 @@ test: lint  ## all checks: the tests, and every chapter run again
 	TQDM_DISABLE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest tests notebooks --numprocesses 2 --dist loadfile \
 	    --nbval --nbval-current-env --nbval-cell-timeout=120 --durations=10
 
-lint: $(READY)
+lint: $(READY) types  ## style, format and types
 	$(PY) -m ruff check
+	$(PY) -m ruff format --check --quiet
+
+types: $(READY)  ## the type checker alone
+	$(PY) -m basedpyright
 
 include docs/latex/diagrams.mk
 
 bench: $(READY)  ## speed and memory side by side with transformers
-	$(PY) benchmarks/compare.py
+	$(PY) -m benchmarks.compare
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab notebooks
