@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -85,7 +86,7 @@ def _finished(figure: Figure) -> Figure:
     return figure
 
 
-def _rendered(figure: Figure, kind: str, **options) -> bytes:
+def _rendered(figure: Figure, kind: str, **options: Any) -> bytes:
     content = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else None  # only SVG carries one
     with mpl.rc_context(STYLE):
