@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpt.support.files import atomic_file
+from gpt.tokens import Tokenizer
 
 PYTHON_DOCS = "python-docs"  # the language reference that ships inside every Python; its text varies with the version
 
@@ -127,10 +127,10 @@ class Corpus:
     validation: Tensor
     train_characters: int
     validation_characters: int
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     @classmethod
-    def from_text(cls, text: str, tokenizer: Any, validation_fraction: float = 0.1) -> Corpus:
+    def from_text(cls, text: str, tokenizer: Tokenizer, validation_fraction: float = 0.1) -> Corpus:
         """Cut off the end of the text for validation, then encode both parts.
 
         The cut counts characters, so that every tokenizer is judged by the same text. It is one cut and not many
@@ -143,9 +143,8 @@ class Corpus:
         cut = int((1 - validation_fraction) * len(text))
         parts = {"training": text[:cut], "validation": text[cut:]}
         # Special tokens in a text to learn from mean what they say: an end of text is one.
-        special = hasattr(tokenizer, "special_tokens") or hasattr(tokenizer, "special_tokens_set")  # ours, tiktoken's
-        options = {"allowed_special": "all"} if special else {}
-        ids = {name: torch.tensor(tokenizer.encode(part, **options), dtype=torch.long) for name, part in parts.items()}
+        ids = {name: torch.tensor(tokenizer.encode(part, allowed_special="all"), dtype=torch.long)
+               for name, part in parts.items()}  # fmt: skip
         for name in parts:
             if len(ids[name]) < 2:
                 raise ValueError(

@@ -15,7 +15,6 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tiktoken
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from gpt.config import GPTConfig
 from gpt.model import GPT
+from gpt.storage.tokenizer_files import load_tokenizer
 from gpt.support.files import atomic_file, read_json
-from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
+from gpt.tokens import Tokenizer, gpt2_tokenizer
 
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # at huggingface.co/openai-community
 BUNDLED = {"tinyshakespeare": Path(__file__).parent / "tinyshakespeare"}
@@ -87,7 +87,7 @@ def load_pretrained(name: str | Path) -> GPT:
     return _load(folder / "config.json", _weight_files(folder))
 
 
-def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer | tiktoken.Encoding:
+def load_pretrained_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer that the model of this name was trained with.
 
     A folder without a tokenizer.json has GPT-2's own, if its model has as many tokens. Raises ValueError for an
@@ -105,7 +105,7 @@ def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer 
     return gpt2_tokenizer()
 
 
-def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | BPETokenizer | None = None) -> None:
+def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json, model.safetensors and, if given, tokenizer.json, in the layout that transformers loads too.
 
     All files are written in full beside the old ones before the first takes its place: a full disk leaves the old
@@ -113,8 +113,8 @@ def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | B
     "bias": false in config.json. Raises ValueError if the tokenizer has more tokens than the model, OSError naming
     the folder if it cannot be written.
     """
-    if tokenizer is not None and not isinstance(tokenizer, CharTokenizer | BPETokenizer):
-        raise TypeError(f"tokenizer must be a CharTokenizer or a BPETokenizer, got {type(tokenizer).__name__}")
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"tokenizer must be a gpt.Tokenizer, got {type(tokenizer).__name__}")
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"tokenizer must have at most vocab_size={model.config.vocab_size} tokens, got {tokenizer.vocab_size}"

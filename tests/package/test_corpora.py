@@ -176,11 +176,11 @@ def test_the_last_tenth_of_the_characters_is_held_out(gpt):
 
 
 def test_the_cut_counts_characters_not_tokens(gpt):
-    class EveryTwoCharacters:
-        def encode(self, text):
+    class EveryTwoCharacters(gpt.CharTokenizer):
+        def encode(self, text, *, allowed_special=frozenset()):
             return [ord(character) for character in text[::2]]
 
-    corpus = gpt.corpora.Corpus.from_text("x" * 100, EveryTwoCharacters(), validation_fraction=0.3)
+    corpus = gpt.corpora.Corpus.from_text("x" * 100, EveryTwoCharacters("x"), validation_fraction=0.3)
     assert (corpus.train_characters, corpus.validation_characters) == (70, 30)
     assert (len(corpus.train), len(corpus.validation)) == (35, 15)
 
