@@ -31,6 +31,7 @@ from torch import Tensor
 
 Pair = tuple[bytes, bytes]
 Piece = TypeVar("Piece", str, bytes)
+Special = str | Collection[str]  # "all", or a set of special tokens
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -52,7 +53,7 @@ class Tokenizer(Protocol):
     vocab_size: int
     end_of_text: int | None
 
-    def encode(self, text: str, *, allowed_special: str | Collection[str] = frozenset()) -> list[int]:
+    def encode(self, text: str, *, allowed_special: Special = frozenset()) -> list[int]:
         """Text to ids. Special tokens are encoded as such only if allowed: a set of them, or "all"."""
         ...
 
@@ -101,7 +102,7 @@ class CharTokenizer(_Loaded):
             raise ValueError("text must hold at least one character, got an empty text")
         return cls(sorted(set(text)))
 
-    def encode(self, text: str, *, allowed_special: str | Collection[str] = frozenset()) -> list[int]:
+    def encode(self, text: str, *, allowed_special: Special = frozenset()) -> list[int]:
         """The id of each character. A ValueError names the characters that have none.
 
         There are no special tokens, so `allowed_special` is empty or "all", which makes no difference.
@@ -226,7 +227,7 @@ class ByteLevelTokenizer(_Loaded, ABC):
     """What every byte-level tokenizer can do: encode with special tokens, as a stream, and from bytes; decode.
 
     token_bytes     id -> bytes, special tokens too
-    special_tokens  string -> id of those that stand for one token and are never cut or merged
+    special_tokens  string -> id of those that are one token each and are never cut or merged
     pattern         the pre-tokenisation
     vocab           bytes -> id, the inverse of token_bytes
     vocab_size      largest id + 1
@@ -244,11 +245,7 @@ class ByteLevelTokenizer(_Loaded, ABC):
         """Text to ids without special tokens: their letters are encoded like any others."""
 
     def encode(
-        self,
-        text: str,
-        *,
-        allowed_special: str | Collection[str] = frozenset(),
-        disallowed_special: str | Collection[str] = "all",
+        self, text: str, *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
     ) -> list[int]:
         """Text to ids. As in tiktoken, a special token in the text is a ValueError unless it is allowed.
 
@@ -263,11 +260,7 @@ class ByteLevelTokenizer(_Loaded, ABC):
         return ids
 
     def encode_stream(
-        self,
-        chunks: Iterable[str],
-        *,
-        allowed_special: str | Collection[str] = frozenset(),
-        disallowed_special: str | Collection[str] = "all",
+        self, chunks: Iterable[str], *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
     ) -> Iterator[int]:
         """Yield the ids of the joined chunks, wherever these are cut, and hold only what is not yet settled.
 
@@ -330,16 +323,13 @@ class ByteLevelTokenizer(_Loaded, ABC):
             n_characters += sum(not 0x80 <= byte < 0xC0 for byte in piece)
         return b"".join(pieces).decode("utf-8"), offsets
 
-    def _cut_at_special(
-        self, text: str, allowed: str | Collection[str], disallowed: str | Collection[str]
-    ) -> Iterator[tuple[str, str]]:
+    def _cut_at_special(self, text: str, allowed: Special, disallowed: Special) -> Iterator[tuple[str, str]]:
         """Pairs (ordinary text, the special token after it); the last one has an empty special token."""
         _check_text(text)
         known = set(self.special_tokens)
         allowed_set = _chosen(allowed, known, "allowed_special")
-        disallowed_set = _chosen(disallowed, known, "disallowed_special") - (
-            allowed_set if disallowed == "all" else set()
-        )
+        others = known - allowed_set
+        disallowed_set = others if disallowed == "all" else _chosen(disallowed, known, "disallowed_special")
         if both := allowed_set & disallowed_set:
             raise ValueError(f"allowed_special and disallowed_special both hold {sorted(both)}")
         if forbidden := _any_of(disallowed_set).search(text):
@@ -357,7 +347,7 @@ class BPETokenizer(ByteLevelTokenizer):
     merges          (left, right) pairs of bytes, in the order in which they were learned
     vocabulary      bytes -> id of the 256 bytes, the merged tokens and, if they have ids already, the special
                     tokens. None numbers them in this order: bytes, merges, special tokens.
-    special_tokens  strings that stand for one token and are never cut or merged
+    special_tokens  strings that are one token each and are never cut or merged
     pattern         the pre-tokenisation; it must match every character (`encode_stream` needs GPT-2's)
 
     Attributes: those of ByteLevelTokenizer, `merges`, and `ranks` (pair -> its place among the merges). A ValueError
@@ -376,9 +366,8 @@ class BPETokenizer(ByteLevelTokenizer):
         self.ranks = _rank_merges(self.merges)
         ordinary = ordinary_tokens(self.merges)
         vocab = _number_tokens(ordinary, special_tokens, vocabulary)
-        super().__init__(
-            {i: t for t, i in vocab.items()}, {text: vocab[text.encode()] for text in special_tokens}, pattern
-        )
+        ids_of_special = {text: vocab[text.encode()] for text in special_tokens}
+        super().__init__({i: token for token, i in vocab.items()}, ids_of_special, pattern)
         # The engine merges in the order of its ids, so it works on ranks; this table makes them our ids.
         self._id_of_rank = [vocab[token] for token in ordinary]
         ranks = {token: rank for rank, token in enumerate(ordinary)}
@@ -425,11 +414,7 @@ class BPETokenizer(ByteLevelTokenizer):
         return [self._id_of_rank[rank] for rank in self._engine.encode_ordinary(text)]
 
     def encode_reference(
-        self,
-        text: str,
-        *,
-        allowed_special: str | Collection[str] = frozenset(),
-        disallowed_special: str | Collection[str] = "all",
+        self, text: str, *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
     ) -> list[int]:
         """What `encode` computes, slowly and in plain sight: cut into pre-tokens, apply the merges to each.
 
@@ -545,7 +530,7 @@ def _look_up(table: Mapping[int, Piece], ids: Iterable[int]) -> list[Piece]:
         raise ValueError(f"ids holds {error.args[0]}, which no token has; the largest is {max(table)}") from None
 
 
-def _chosen(special: str | Collection[str], known: set[str], name: str) -> set[str]:
+def _chosen(special: Special, known: set[str], name: str) -> set[str]:
     """The special tokens that an option of `encode` names; "all" names all that are known."""
     if special == "all":
         return known
