@@ -29,8 +29,9 @@ from gpt.model import GPT
 from gpt.scale import flops_per_token, memory_table, parameter_count, parameters_by_component
 from gpt.storage.corpora import DOWNLOADS, PYTHON_DOCS, Corpus, RandomWindows, fetch, load_text
 from gpt.storage.pretrained import RELEASED, load_pretrained, load_pretrained_tokenizer
+from gpt.storage.tokenizer_files import load_tokenizer
 from gpt.support.files import atomic_file
-from gpt.tokens import END_OF_TEXT, BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
+from gpt.tokens import END_OF_TEXT, BPETokenizer, CharTokenizer, gpt2_tokenizer
 from gpt.training import PRECISIONS, Evaluation, History, adamw, cosine_schedule, evaluate, pick_device, train
 
 PRESETS = ("tiny", "char", "gpt2_small", "gpt2_medium", "gpt2_large", "gpt2_xl")
