@@ -412,7 +412,7 @@ def test_training_works_outside_the_main_thread(gpt):
         (dict(precision="float16", device="cpu"), "precision float16 needs a GPU"),
         (dict(resume=True), "resume needs the folder"),
         (dict(device="xpu"), "device 'xpu' is not available here"),
-        (dict(device="tpu"), "device 'tpu' is not one that PyTorch knows"),
+        (dict(device="tpu"), "device 'tpu' is not available here"),
         (dict(device="cuda:99"), "device 'cuda:99' is not available here"),
         (dict(average=1.5), r"average must be in \[0, 1\), or None for no average, got 1.5"),
     ],
