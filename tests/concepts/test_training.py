@@ -242,12 +242,11 @@ def test_bfloat16_trains_close_to_float32(gpt):
 def test_the_loss_is_unscaled_before_it_is_clipped(gpt):
     """A scaler of 1024 must not change the update, though the scaled gradient is far beyond the bound."""
     plain, scaled = small_model(gpt).double(), small_model(gpt).double()
-    batches = [loader(gpt).next_batch()]
     for model, scaler in ((plain, None), (scaled, torch.amp.GradScaler("cpu", init_scale=1024.0))):
-        run = gpt.training._Run(model, None, torch.optim.SGD(model.parameters(), lr=1.0), "cpu", "float32", None, None,
-                                None, gpt.History())  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        run = gpt.training.Run(model, loader(gpt), optimizer, device="cpu", max_grad_norm=1e-3)
         run.scaler = scaler
-        run.update(batches, None, max_grad_norm=1e-3)
+        run.step()
     torch.testing.assert_close(weights(scaled), weights(plain), atol=1e-12, rtol=0)
 
 
@@ -257,12 +256,12 @@ def test_a_checkpoint_holds_the_scale_of_the_loss(gpt, tmp_path):
     def prepared(scale):
         model = small_model(gpt)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        run = gpt.training._Run(model, None, optimizer, "cpu", "float32", None, tmp_path, None, gpt.History())
+        run = gpt.training.Run(model, loader(gpt), optimizer, device="cpu", folder=tmp_path)
         run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return run
 
     saved, resumed = prepared(1024.0), prepared(8.0)
-    saved.update([loader(gpt).next_batch()], None, None)
+    saved.step()
     saved.save()
     resumed.start(resume=True)
     assert resumed.scaler.get_scale() == 1024.0
@@ -413,7 +412,7 @@ def test_training_works_outside_the_main_thread(gpt):
         (dict(precision="float16", device="cpu"), "precision float16 needs a GPU"),
         (dict(resume=True), "resume needs the folder"),
         (dict(device="xpu"), "device 'xpu' is not available here"),
-        (dict(device="tpu"), "device 'tpu' is not one that PyTorch knows"),
+        (dict(device="tpu"), "device 'tpu' is not available here"),
         (dict(device="cuda:99"), "device 'cuda:99' is not available here"),
         (dict(average=1.5), r"average must be in \[0, 1\), or None for no average, got 1.5"),
     ],
