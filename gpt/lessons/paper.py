@@ -42,14 +42,16 @@ def by_hand(where: str, expression: str, value: float, digits: int = 4, within: 
     """Print one entry worked out with a pocket calculator as a paragraph, and hold it against the true value.
 
     `expression` holds the numbers as the guide prints them, so its value may be off by what their rounding explains:
-    `within` (five units of the last digit if not given). Raises AssertionError if it is off by more.
+    `within` (five units of the last digit if not given). Then the line says both, what the calculator shows and what the
+    table has. Raises AssertionError if it is off by more.
     """
     functions = {"sqrt": np.sqrt, "exp": np.exp, "ln": np.log, "tanh": np.tanh}
     result = float(eval(expression, {"__builtins__": {}}, functions))
     within = 5 * 10.0**-digits if within is None else within
     assert abs(result - value) <= within, f"{where}: {expression} = {result}, but the table's entry is {value}"
     typeset = re.sub(r"sqrt\b", "√", expression.replace("**", "^").replace(" * ", " × ").replace("-", "−"))
-    print(f"\n✎ {where}: `{typeset} = {number(value, digits).replace('-', '−')}`")
+    shown, entry = (number(x, digits).replace("-", "−") for x in (result, value))
+    print(f"\n✎ {where}: `{typeset} = {shown}`" + ("" if shown == entry else f", in the table {entry}"))
 
 
 def pocket(value: float) -> str:

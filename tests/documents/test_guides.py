@@ -204,8 +204,12 @@ def test_a_hand_calculation_is_printed_as_it_is_typed(capsys):
     assert capsys.readouterr().out == "\n✎ one entry: `(1 × 2 − 1) / √(2) = 0.7071`\n"
 
 
-def test_a_hand_calculation_that_misses_the_entry_is_an_error():
+def test_a_hand_calculation_shows_what_the_calculator_shows(capsys):
     paper.by_hand("near", "0.3333 * 3", 1.0)
+    assert capsys.readouterr().out == "\n✎ near: `0.3333 × 3 = 0.9999`, in the table 1.0000\n"
+
+
+def test_a_hand_calculation_that_misses_the_entry_is_an_error():
     with pytest.raises(AssertionError, match=r"far: 0\.3343 \* 3"):
         paper.by_hand("far", "0.3343 * 3", 1.0)
 
