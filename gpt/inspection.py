@@ -18,11 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from gpt.block import Block
 from gpt.model import GPT
 
 
@@ -52,7 +54,7 @@ class Trace:
 def _recording(model: GPT) -> Iterator[None]:
     """Evaluation mode, each layer keeping its attention weights. However the pass ends, all is put back."""
     training = {module: module.training for module in model.modules()}
-    layers = [block.attention for block in model.blocks]
+    layers = [block.attention for block in _blocks(model)]
     recorded = [layer.record_weights for layer in layers]
     try:
         model.eval()
@@ -66,6 +68,10 @@ def _recording(model: GPT) -> Iterator[None]:
             layer.record_weights, layer.weights = record, None
 
 
+def _blocks(model: GPT) -> list[Block]:
+    return cast("list[Block]", list(model.blocks))  # a ModuleList does not know what it holds
+
+
 @torch.no_grad()
 def trace(model: GPT, tokens: Int[Tensor, "batch T"]) -> Trace:
     """Run the model once on tokens [batch, T] and keep what it computed on the way.
@@ -77,19 +83,24 @@ def trace(model: GPT, tokens: Int[Tensor, "batch T"]) -> Trace:
     """
     if tokens.dim() != 2:
         raise ValueError(f"tokens must be [batch, T], got shape {list(tokens.shape)}")
-    residual, attention_out, feed_forward_out = [], [], []
+    residual: list[Tensor] = []
+    attention_out: list[Tensor] = []
+    feed_forward_out: list[Tensor] = []
     with _recording(model), ExitStack() as hooks:
 
         def keep(module: nn.Module, outputs: list[Tensor]) -> None:
-            hooks.enter_context(module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output)))
+            def append(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+                outputs.append(output)
+
+            hooks.enter_context(module.register_forward_hook(append))
 
         keep(model.dropout, residual)  # the embedding's last step; switched off, it passes on what it gets
-        for block in model.blocks:
+        for block in _blocks(model):
             keep(block, residual)
             keep(block.attention, attention_out)
             keep(block.feed_forward, feed_forward_out)
         logits, _ = model(tokens)
-        attention = [weights for block in model.blocks if (weights := block.attention.weights) is not None]
+        attention = [weights for block in _blocks(model) if (weights := block.attention.weights) is not None]
     stack = torch.stack
     return Trace(tokens, stack(attention), stack(residual), stack(attention_out), stack(feed_forward_out), logits)
 
@@ -255,5 +266,5 @@ def ablated(model: GPT, layer: int, head: int) -> Iterator[GPT]:
         heads[..., head * d_head : (head + 1) * d_head] = 0
         return heads
 
-    with model.blocks[layer].attention.projection.register_forward_pre_hook(silence):
+    with _blocks(model)[layer].attention.projection.register_forward_pre_hook(silence):
         yield model
