@@ -53,7 +53,7 @@ def half(x: Float[np.ndarray, "*axes"], *, scale: float = 1.0) -> Float[np.ndarr
     return scale * x / 2
 
 
-def totals(*parts: Float[Tensor, " n"]) -> Tensor:
+def totals(*parts: Float[Tensor, " n"]) -> Float[Tensor, " total"]:
     return torch.cat(parts)
 
 
@@ -76,7 +76,9 @@ class Pair:
     ],
 )
 def test_what_is_documented_passes(function, arguments):
-    with_shapes_checked(function)(*arguments)
+    checked = with_shapes_checked(function)
+    assert checked is not function
+    checked(*arguments)
 
 
 @pytest.mark.parametrize(
