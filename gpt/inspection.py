@@ -78,11 +78,9 @@ def trace(model: GPT, tokens: Int[Tensor, "batch T"]) -> Trace:
 
     Nothing is computed a second time: the layers keep the attention weights that they used, and hooks read
     the outputs of the real modules. Dropout is off. The model is afterwards as it was before, also on an error.
-    Attention takes N B H T^2 numbers: 600 MB for the smallest GPT-2 at T = 1024. Raises ValueError for tokens
-    of another shape and what the model raises for tokens it cannot read.
+    Attention takes N B H T^2 numbers: 600 MB for the smallest GPT-2 at T = 1024. Raises what the model raises
+    for tokens it cannot read.
     """
-    if tokens.dim() != 2:
-        raise ValueError(f"tokens must be [batch, T], got shape {list(tokens.shape)}")
     residual: list[Tensor] = []
     attention_out: list[Tensor] = []
     feed_forward_out: list[Tensor] = []
