@@ -26,6 +26,7 @@ Shapes: B batch, T queries, S keys, V vocabulary, H heads; `...` stands for any 
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 Array = np.ndarray
 GELU_SLOPE = np.sqrt(2 / np.pi)
@@ -33,7 +34,9 @@ GELU_CUBIC = 0.044715
 IGNORED = -100  # a target with this value is not counted in the loss
 
 
-def embedding_forward(ids: Array, weight: Array) -> tuple[Array, dict]:
+def embedding_forward(
+    ids: Int[Array, "*batch"], weight: Float[Array, "rows d_model"]
+) -> tuple[Float[Array, "*batch d_model"], dict]:
     """Row lookup, y_t = weight[id_t]. It is the product of a one-hot row with `weight`.
 
     ids [...] integers, weight [rows, d_model] -> [..., d_model].
@@ -50,7 +53,9 @@ def embedding_backward(d_output: Array, cache: dict) -> dict:
     return {"weight": d_weight}
 
 
-def linear_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, dict]:
+def linear_forward(
+    x: Float[Array, "*batch d_in"], weight: Float[Array, "d_out d_in"], bias: Float[Array, " d_out"] | None = None
+) -> tuple[Float[Array, "*batch d_out"], dict]:
     """y = x weight^T + bias.
 
     x [..., d_in], weight [d_out, d_in], bias [d_out] or None -> [..., d_out].
@@ -69,7 +74,9 @@ def linear_backward(d_output: Array, cache: dict) -> dict:
     return gradients
 
 
-def layer_norm_forward(x: Array, weight: Array, bias: Array | None = None, eps: float = 1e-5) -> tuple[Array, dict]:
+def layer_norm_forward(
+    x: Float[Array, "*batch d"], weight: Float[Array, " d"], bias: Float[Array, " d"] | None = None, eps: float = 1e-5
+) -> tuple[Float[Array, "*batch d"], dict]:
     """n = (x - mean) / sqrt(variance + eps);  y = weight * n + bias.
 
     Mean and variance are taken over the last axis; the variance divides by d, not d - 1 (biased).
@@ -139,7 +146,7 @@ def softmax_backward(d_output: Array, cache: dict) -> dict:
     return {"x": p * (d_output - (d_output * p).sum(axis=-1, keepdims=True))}
 
 
-def cross_entropy_forward(logits: Array, targets: Array) -> tuple[float, dict]:
+def cross_entropy_forward(logits: Float[Array, "*batch V"], targets: Int[Array, "*batch"]) -> tuple[float, dict]:
     """L = mean over the counted positions of log(sum_v exp z_v) - z_target, in nats.
 
     logits [..., V], targets [...] integers in 0..V-1, or -100 for a position that does not count.
@@ -168,12 +175,17 @@ def cross_entropy_backward(d_loss: float, cache: dict) -> dict:
     return {"logits": d_loss * (cache["probabilities"] - one_hot) * counted[..., None] / counted.sum()}
 
 
-def causal_mask(length: int) -> Array:
+def causal_mask(length: int) -> Bool[Array, "length length"]:
     """Boolean [query, key], True where key <= query: a position may look at itself and at its past."""
     return np.tril(np.ones((length, length), dtype=bool))
 
 
-def attention_forward(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, dict]:
+def attention_forward(
+    q: Float[Array, "*batch T d_k"],
+    k: Float[Array, "*batch S d_k"],
+    v: Float[Array, "*batch S d_v"],
+    mask: Bool[Array, "..."] | None = None,
+) -> tuple[Float[Array, "*batch T d_v"], dict]:
     """scores = q k^T / sqrt(d_k);  weights = softmax(scores, -inf where mask is False);  output = weights v.
 
     q [..., T, d_k], k [..., S, d_k], v [..., S, d_v], same leading axes (batch, head) -> [..., T, d_v].
@@ -212,11 +224,13 @@ def attention_backward(d_output: Array, cache: dict) -> dict:
     return {"q": d_q, "k": d_k, "v": d_v, "scores": d_scores, "weights": d_weights, "output": d_output}
 
 
-def causal_self_attention_forward(x: Array, params: dict, n_head: int) -> tuple[Array, dict]:
+def causal_self_attention_forward(
+    x: Float[Array, "B T d_model"], params: dict, n_head: int
+) -> tuple[Float[Array, "B T d_model"], dict]:
     """One linear map makes q, k and v; H heads attend to the past side by side; a second one joins them.
 
     x [B, T, d_model]; params: qkv.weight [3 d_model, d_model], projection.weight [d_model, d_model], their
-    biases or none -> [B, T, d_model]. The cache of `attention_forward` stands under "heads".
+    biases or none -> [B, T, d_model]. The cache of `attention_forward` is under "heads".
     Raises ValueError when n_head does not divide d_model. Vaswani et al. 2017, section 3.2.2.
     """
     if n_head < 1 or x.shape[-1] % n_head:
@@ -237,7 +251,9 @@ def causal_self_attention_backward(d_output: Array, cache: dict) -> dict:
     return {"x": qkv["x"], "qkv": qkv, "heads": heads, "projection": projection}
 
 
-def feed_forward_forward(x: Array, params: dict) -> tuple[Array, dict]:
+def feed_forward_forward(
+    x: Float[Array, "*batch d_model"], params: dict
+) -> tuple[Float[Array, "*batch d_model"], dict]:
     """y = gelu(x W_1^T + b_1) W_2^T + b_2, at each position by itself.
 
     x [..., d_model]; params: expand.weight [d_ff, d_model], project.weight [d_model, d_ff], their biases or
@@ -257,7 +273,9 @@ def feed_forward_backward(d_output: Array, cache: dict) -> dict:
     return {"x": expand["x"], "expand": expand, "gelu": gelu, "project": project}
 
 
-def block_forward(x: Array, params: dict, n_head: int) -> tuple[Array, dict]:
+def block_forward(
+    x: Float[Array, "B T d_model"], params: dict, n_head: int
+) -> tuple[Float[Array, "B T d_model"], dict]:
     """residual = x + attention(norm(x));  output = residual + feed_forward(norm(residual)).  (Pre-norm.)
 
     x [B, T, d_model]; params: one block's, named without "blocks.{i}." -> [B, T, d_model].
@@ -289,7 +307,7 @@ def block_backward(d_output: Array, cache: dict) -> dict:
 
 def gpt_forward(
     params: dict, tokens: Array, n_head: int, targets: Array | None = None
-) -> tuple[Array, float | None, dict]:
+) -> tuple[Float[Array, "B T V"], float | None, dict]:
     """GPT-2: token plus position embedding, N blocks, a last norm, logits = hidden token_embedding^T.
 
     params: the state dict of `gpt.GPT` as arrays. N is read from the names; an absent bias is not used.

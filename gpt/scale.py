@@ -10,6 +10,7 @@ Every function raises ValueError, naming the argument, for a size no run can hav
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def parameter_count(config: GPTConfig) -> int:
 
 
 def parameters_by_component(config: GPTConfig) -> dict[str, int]:
-    """`parameter_count`, shared out: component -> parameters, all N layers together. The names are the model's."""
+    """`parameter_count` by component: component -> parameters, all N layers together. The names are the model's."""
     d_model, layers, bias = config.n_embd, config.n_layer, int(config.bias)
     return {
         "token_embedding": config.vocab_size * d_model,
@@ -98,7 +99,7 @@ def approximate_training_flops(config: GPTConfig) -> int:
 
 def weight_bytes(config: GPTConfig, bytes_per_value: int = 4) -> int:
     """Bytes of the weights; 4 a value in float32, 2 in bfloat16. The gradients take as much again."""
-    _check_positive("bytes_per_value", bytes_per_value)
+    _check_count("bytes_per_value", bytes_per_value)
     return bytes_per_value * parameter_count(config)
 
 
@@ -125,7 +126,7 @@ def activation_bytes(config: GPTConfig, batch: int, context: int) -> int:
     The fused kernel never keeps the T x T weights. The readable path, and dropout on the CPU, do: at least H T more
     numbers a token in each layer. The logits and their gradient live beside this for a moment: 8 B T V bytes more.
     """
-    _check_positive("batch", batch)
+    _check_count("batch", batch)
     _check_context(config, context)
     d_model = config.n_embd
     block = 16 * d_model + config.n_head + 4
@@ -138,8 +139,8 @@ def kv_cache_bytes(config: GPTConfig, batch: int, context: int, bytes_per_value:
 
     A model's cache (`GPT.new_cache`) takes the memory for T_max tokens at once: context = config.context_size.
     """
-    _check_positive("batch", batch)
-    _check_positive("bytes_per_value", bytes_per_value)
+    _check_count("batch", batch)
+    _check_count("bytes_per_value", bytes_per_value)
     _check_context(config, context)
     return bytes_per_value * 2 * config.n_layer * batch * context * config.n_embd
 
@@ -164,7 +165,8 @@ def arithmetic_intensity(
     (new_tokens = context) shares each weight among B T tokens, decoding (new_tokens = 1) among B. A device that does
     F FLOPs and moves M bytes a second waits for its memory while the intensity is below F / M.
     """
-    _check_positive("new_tokens", new_tokens)
+    _check_context(config, context)
+    _check_count("new_tokens", new_tokens)
     if new_tokens > context:
         raise ValueError(f"new_tokens must be at most context={context}, got {new_tokens}")
     traffic = weight_bytes(config, bytes_per_value) + kv_cache_bytes(config, batch, context, bytes_per_value)
@@ -174,13 +176,13 @@ def arithmetic_intensity(
 def tokens_per_second(model: GPT, batch: int, context: int, steps: int = 5, warm_up: int = 2) -> float:
     """Measured: tokens per second of a training step (forward, backward, AdamW) on the model's own device.
 
-    The tokens are random and the learning rate is 0, so the weights stay as they are; the gradients are cleared. The
+    The tokens are random and the learning rate is 0, so the weights do not move; the gradients are cleared. The
     first `warm_up` steps, slower ones, are thrown away, and of the rest the median counts.
     """
-    _check_positive("batch", batch)
+    _check_count("batch", batch)
     _check_context(model.config, context)
-    _check_positive("steps", steps)
-    _check_positive("warm_up", warm_up)
+    _check_count("steps", steps)
+    _check_count("warm_up", warm_up)
     device = model.token_embedding.weight.device
     tokens = torch.randint(model.config.vocab_size, (batch, context), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
@@ -204,7 +206,7 @@ def measured_peak_flops(
 
     The fastest of several runs counts. On a large accelerator take a size of 8192: a small product does not fill it.
     """
-    _check_positive("size", size)
+    _check_count("size", size)
     a, b = torch.randn(2, size, size, device=device).to(dtype)
     return 2 * size**3 / min(_seconds(lambda: a @ b, a.device) for _ in range(8))
 
@@ -214,10 +216,10 @@ def mfu(tokens_per_second: float, config: GPTConfig, context: int, peak_flops: f
 
         MFU = tokens/s * training FLOPs per token / peak FLOPs/s          (Chowdhery et al. 2022, appendix B)
 
-    `peak_flops`, per second, is for you to give: the data sheet's for your precision, or `measured_peak_flops`.
+    You give `peak_flops`, per second: the data sheet's for your precision, or `measured_peak_flops`.
     """
-    _check_positive("tokens_per_second", tokens_per_second)
-    _check_positive("peak_flops", peak_flops)
+    _check_rate("tokens_per_second", tokens_per_second)
+    _check_rate("peak_flops", peak_flops)
     return tokens_per_second * flops_per_token(config, context, training=True) / peak_flops
 
 
@@ -232,11 +234,17 @@ def _seconds(function: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
+def _check_count(name: str, value: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+
+
+def _check_rate(name: str, value: float) -> None:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
 def _check_context(config: GPTConfig, context: int) -> None:
-    if not 1 <= context <= config.context_size:
-        raise ValueError(f"context must be between 1 and context_size={config.context_size} tokens, got {context}")
+    _check_count("context", context)
+    if context > config.context_size:
+        raise ValueError(f"context must be at most context_size={config.context_size} tokens, got {context}")

@@ -1,9 +1,9 @@
 """Are the documented shapes the real ones? In the test run, and only there, every annotated shape is checked.
 
 `def forward(self, x: Float[Tensor, "batch T d_model"])` is documentation that a machine can read. `check_shapes` wraps
-each function and method of the package whose signature holds such an annotation. When a call returns, its arguments
-and its result must fit: one name means one size. A call that raises is left alone: to refuse a wrong shape is its own
-task.
+each function and method of the package whose signature holds such an annotation, and the constructors of dataclasses
+with such fields. When a call returns, its arguments and its result must fit: within one call, one name means one
+size. A call that raises is left alone: to refuse a wrong shape is the function's own task.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from types import ModuleType
 from typing import Any, get_type_hints
@@ -23,43 +23,28 @@ from jaxtyping import AbstractArray, jaxtyped
 
 import gpt
 
-
-def check_shapes() -> int:
-    """Wrap the package's functions in place; how many there were."""
-    wrapped = 0
-    for module in [importlib.import_module(info.name) for info in pkgutil.walk_packages(gpt.__path__, "gpt.")
-                   if not info.name.endswith("__main__")]:  # fmt: skip
-        for owner in [module, *(kind for _, kind in inspect.getmembers(module, inspect.isclass))]:
-            if owner is module or owner.__module__ == module.__name__:
-                wrapped += sum(_wrap(owner, name, value) for name, value in list(vars(owner).items()))
-    return wrapped
+CHECKED: set[str] = set()  # the dotted names of all that `check_shapes` has wrapped
 
 
-def _wrap(owner: ModuleType | type, name: str, value: Any) -> bool:
-    if not inspect.isfunction(value) or not value.__module__.startswith("gpt") or hasattr(value, "__wrapped__"):
-        return False
-    hints = get_type_hints(value)
-    shaped = {argument: hint for argument, hint in hints.items() if _holds_a_shape(hint)}
-    if not shaped:
-        return False
-    checked = _checked(value, shaped)
-    setattr(owner, name, checked)
-    if inspect.ismodule(owner):  # other modules, and the package's own face, hold the function under its name
-        for other in [module for key, module in list(sys.modules.items()) if key.split(".")[0] == "gpt"]:
-            for key, held in list(vars(other).items()):
-                if held is value:
-                    setattr(other, key, checked)
-    return True
+def check_shapes() -> None:
+    """Wrap the package's functions in place, each once."""
+    modules = [info.name for info in pkgutil.walk_packages(gpt.__path__, "gpt.") if not info.name.endswith("__main__")]
+    for module in map(importlib.import_module, modules):
+        for owner in [module, *(value for value in vars(module).values() if inspect.isclass(value))]:
+            if owner.__name__ == module.__name__ or owner.__module__ == module.__name__:
+                for name, value in list(vars(owner).items()):
+                    _wrap(owner, name, value)
 
 
-def _holds_a_shape(hint: Any) -> bool:
-    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
-        return True
-    return any(_holds_a_shape(part) for part in getattr(hint, "__args__", ()) if part is not ...)
-
-
-def _checked(function: Callable, hints: dict[str, Any]) -> Callable:
+def with_shapes_checked(function: Callable) -> Callable:
+    """The function itself if its signature holds no shape, else one that checks them after each call."""
+    hints = {name: hint for name, hint in get_type_hints(function).items() if holds_a_shape(hint)}
     signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            hints.pop(parameter.name, None)  # its annotation is that of one value, and it holds several
+    if not hints:
+        return function
 
     @wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
@@ -70,8 +55,59 @@ def _checked(function: Callable, hints: dict[str, Any]) -> Callable:
         with jaxtyped("context"):
             for name, hint in hints.items():
                 if name in values and not is_bearable(values[name], hint):
-                    shape = list(getattr(values[name], "shape", ())) or type(values[name]).__name__
-                    raise AssertionError(f"{function.__qualname__}: {name} is {shape}, documented as {hint}")
+                    raise AssertionError(f"{function.__qualname__}: {name} is {_said(values[name])}, not {hint}")
         return result
 
     return checked
+
+
+def holds_a_shape(hint: Any) -> bool:
+    """Whether a type is an array with its axes named, or is made of one: `tuple[Float[Tensor, "T"], int]`."""
+    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
+        return True
+    return any(holds_a_shape(part) for part in getattr(hint, "__args__", ()) if part is not ...)
+
+
+def _wrap(owner: ModuleType | type, name: str, value: Any) -> None:
+    if isinstance(value, property):
+        checked = property(*(_checked(part) for part in (value.fget, value.fset, value.fdel)), value.__doc__)
+        changed = any(getattr(checked, part) is not getattr(value, part) for part in ("fget", "fset", "fdel"))
+    elif isinstance(value, classmethod | staticmethod):
+        checked = type(value)(_checked(value.__func__))
+        changed = checked.__func__ is not value.__func__
+    else:
+        checked = _checked(value)
+        changed = checked is not value
+    if not changed:
+        return
+    setattr(owner, name, checked)
+    for other, key in _holders(value) if inspect.ismodule(owner) else ():
+        setattr(other, key, checked)
+
+
+def _checked(value: Any) -> Any:
+    """With its shapes checked if it is a function of the package; anything else as it is."""
+    if not inspect.isfunction(value) or value.__module__.split(".")[0] != "gpt":
+        return value
+    name = f"{value.__module__}.{value.__qualname__}"
+    checked = value if name in CHECKED else with_shapes_checked(value)
+    if checked is not value:
+        CHECKED.add(name)
+    return checked
+
+
+def _holders(function: Callable) -> Iterator[tuple[ModuleType, str]]:
+    """Every module of the package that holds the function, and under which name: imports make copies of it."""
+    for module in [module for key, module in list(sys.modules.items()) if key.split(".")[0] == "gpt"]:
+        for key, held in list(vars(module).items()):
+            if held is function:
+                yield module, key
+
+
+def _said(value: Any) -> str:
+    """The type of a value; for an array its dtype and shape."""
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(_said, value))})"
+    if not hasattr(value, "shape"):
+        return type(value).__name__
+    return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"

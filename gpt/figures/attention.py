@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
@@ -56,7 +56,7 @@ def plot_layer(weights: ArrayLike, tokens: Sequence[str | bytes], title: str = "
             if head >= heads:
                 axes.set_axis_off()
                 continue
-            image = _draw_attention(axes, weights[head])
+            _draw_attention(axes, weights[head])
             axes.set_title(f"head {head}", fontsize=9)
             axes.set(xticks=[], yticks=[])
             if head + columns >= heads:  # the lowest panel of its column
@@ -66,7 +66,7 @@ def plot_layer(weights: ArrayLike, tokens: Sequence[str | bytes], title: str = "
         figure.suptitle(title, x=0.01, ha="left")
         figure.supxlabel(KEY, fontsize=10)
         figure.supylabel(QUERY, fontsize=10)
-        _weight_bar(figure, image, panels)
+        _weight_bar(figure, panels.flat[0].images[0], panels)  # all heads have one scale
     return figure
 
 
@@ -141,12 +141,13 @@ def _weight_bar(figure: Figure, image: AxesImage, axes: Axes | np.ndarray) -> No
 
 def _token_ticks(axis: Axis, tokens: Sequence[str | bytes], count: int, length: float) -> None:
     """Write the tokens along an axis of `length` inches, or their positions where letters would be too small."""
-    labels = labels_for(tokens, count, f"{axis.axis_name} positions")
+    across = isinstance(axis, XAxis)
+    labels = labels_for(tokens, count, "keys" if across else "queries")
     size = min(9.0, 0.85 * 72 * length / count)
     if size < 5:
         places = range(0, count, max(1, 2 ** math.ceil(math.log2(count / 8))))
         axis.set_ticks(places, [str(i) for i in places], fontsize=7)
         return
-    turned = axis.axis_name == "x" and max(map(len, labels)) > 1
+    turned = across and max(map(len, labels)) > 1
     axis.set_ticks(range(count), labels, fontsize=size, rotation=90 if turned else 0)
     axis.set_tick_params(length=0, pad=2)

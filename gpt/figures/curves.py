@@ -16,13 +16,13 @@ def plot_training(
     train: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]] = (), title: str = "Loss while training"
 ) -> Figure:
     """Loss over steps from lists of (step, loss), in nats per token; the lowest validation loss is marked."""
-    train = checked_array("train", train, "point", "(step, loss)")
+    points = checked_array("train", train, "point", "(step, loss)")
     with drawing(7, 4) as (figure, [[axes]]):
-        axes.plot(*train.T, color=BLUE, linewidth=1, label="training batch")
+        axes.plot(*points.T, color=BLUE, linewidth=1, label="training batch")
         if len(validation):
-            validation = checked_array("validation", validation, "point", "(step, loss)")
-            axes.plot(*validation.T, color=VERMILION, linewidth=2, marker="o", markersize=3.5, label="held-out text")
-            step, loss = validation[validation[:, 1].argmin()]
+            held_out = checked_array("validation", validation, "point", "(step, loss)")
+            axes.plot(*held_out.T, color=VERMILION, linewidth=2, marker="o", markersize=3.5, label="held-out text")
+            step, loss = held_out[held_out[:, 1].argmin()]
             axes.axhline(loss, color=VERMILION, linewidth=0.8, linestyle=":")
             best = f"lowest on held-out text: {loss:.3f} at step {step:.0f}"
             axes.set_title(best, loc="right", fontsize=9, color=VERMILION)

@@ -10,7 +10,7 @@ from matplotlib.font_manager import findfont, get_font
 
 from gpt.figures.style import FONT
 
-_SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "\\r"}
+_MARKS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "\\r"}
 _LONGEST = 14  # just enough for <|endoftext|>
 
 
@@ -18,7 +18,7 @@ def token_labels(tokens: Sequence[str | bytes]) -> list[str]:
     """What to write for each token: one short, visible label without surprises.
 
     A space is ␣, a line break ⏎, a tab ⇥, nothing at all ∅. Control characters and bytes that are no text are \\x...,
-    characters without a glyph in the figures' font are U+.... Labels over 14 signs end in an ellipsis.
+    characters without a glyph in the figures' font are U+.... Labels over 14 characters end in an ellipsis.
     Labels of labels are the same labels.
     """
     return [_label(token) for token in tokens]
@@ -28,24 +28,24 @@ def _label(token: str | bytes) -> str:
     if not isinstance(token, str | bytes):
         raise TypeError(f"tokens must be strings or bytes, got {token!r}")
     text = token.decode("utf-8", "surrogateescape") if isinstance(token, bytes) else token
-    signs = [_sign(character) for character in text]
-    if sum(map(len, signs)) > _LONGEST:
-        while sum(map(len, signs)) >= _LONGEST:
-            signs.pop()
-        signs.append("…")
-    return "".join(signs) or "∅"
+    parts = [_visible(character) for character in text]
+    if sum(map(len, parts)) > _LONGEST:
+        while sum(map(len, parts)) >= _LONGEST:
+            parts.pop()
+        parts.append("…")
+    return "".join(parts) or "∅"
 
 
-def _sign(character: str) -> str:
+def _visible(character: str) -> str:
     code = ord(character)
-    if character in _SIGNS:
-        return _SIGNS[character]
+    if character in _MARKS:
+        return _MARKS[character]
     if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
         return f"\\x{code - 0xDC00:02x}"
     if code < 0x20 or 0x7F <= code < 0xA0:
         return f"\\x{code:02x}"
-    visible = unicodedata.category(character)[0] in "LNPS"  # letters, numbers, punctuation, symbols
-    return character if visible and code in _glyphs() else f"U+{code:04X}"
+    printable = unicodedata.category(character)[0] in "LNPS"  # letters, numbers, punctuation, symbols
+    return character if printable and code in _glyphs() else f"U+{code:04X}"
 
 
 @cache

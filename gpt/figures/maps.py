@@ -82,15 +82,15 @@ def plot_lens(
     Its colour is that token's probability. `decode` turns ids into text: a tokenizer's own method. Made for a phrase
     of up to about 40 tokens.
     """
-    lens = torch.from_numpy(checked_array("lens", lens, "layer", "token", "vocabulary"))
-    probability, best = lens.softmax(dim=-1).max(dim=-1)
+    logits = torch.from_numpy(checked_array("lens", lens, "layer", "token", "vocabulary"))
+    probability, best = logits.softmax(dim=-1).max(dim=-1)
     guesses = np.array([token_labels([decode([int(i)]) for i in row]) for row in best])
-    labels = labels_for(tokens, lens.shape[1], "columns")
-    layers = ["embedding"] + [f"after block {i}" for i in range(len(lens) - 1)]
+    labels = labels_for(tokens, logits.shape[1], "columns")
+    layers = ["embedding"] + [f"after block {i}" for i in range(len(logits) - 1)]
     widest = max(len(text) for text in [*guesses.flat, *labels])
     cell = 0.2 + 0.07 * widest
-    with drawing(max(6.5, cell * len(labels) + 2.4), 0.32 * len(lens) + 1.5) as (figure, [[axes]]):
-        _draw_cells(axes, probability.numpy(), guesses, "probability of the guess", 1.0, fontsize=8)
+    with drawing(max(6.5, cell * len(labels) + 2.4), 0.32 * len(logits) + 1.5) as (figure, [[axes]]):
+        _draw_cells(figure, axes, probability.numpy(), guesses, "probability of the guess", 1.0, fontsize=8)
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
         axes.set_yticks(range(len(layers)), layers, fontsize=8)
         axes.invert_yaxis()
@@ -111,13 +111,13 @@ def plot_scores(
     maps = {name: checked_array(f"scores[{name!r}]", values, "layer", "head") for name, values in scores.items()}
     if not maps:
         raise ValueError("scores must hold at least one map")
-    highest = max(values.max() for values in maps.values()) if highest is None else highest
+    top = max(values.max() for values in maps.values()) if highest is None else highest
     layers, heads = next(iter(maps.values())).shape
     width, height = max(2.4, 0.36 * heads), max(1.2, 0.36 * layers)
     with drawing(len(maps) * (width + 0.4) + 1.4, height + 1.5, 1, len(maps)) as (figure, [panels]):
         for axes, (name, values) in zip(panels, maps.items(), strict=True):
             written = np.vectorize("{:.2f}".format)(values)
-            _draw_cells(axes, values, written, label if axes is panels[-1] else None, highest, fontsize=6.5)
+            _draw_cells(figure, axes, values, written, label if axes is panels[-1] else None, top, fontsize=6.5)
             axes.set_title(name.replace("_", " "), fontsize=10)
             axes.set(xlabel="head", ylabel="layer" if axes is panels[0] else "")
         figure.suptitle(title, x=0.01, ha="left")
@@ -125,7 +125,13 @@ def plot_scores(
 
 
 def _draw_cells(
-    axes: Axes, values: np.ndarray, written: np.ndarray, bar_label: str | None, highest: float, fontsize: float
+    figure: Figure,
+    axes: Axes,
+    values: np.ndarray,
+    written: np.ndarray,
+    bar_label: str | None,
+    highest: float,
+    fontsize: float,
 ) -> None:
     """A heat map with a text in each cell; a colour bar if it has a label."""
     image = axes.imshow(values, cmap="viridis", vmin=0, vmax=highest, aspect="auto")
@@ -138,8 +144,8 @@ def _draw_cells(
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
     for (row, column), text in np.ndenumerate(written):
-        color = INK if values[row, column] > 0.6 * highest else PAPER  # viridis is light at its upper end
+        color = INK if values[row, column] > 0.5 * highest else PAPER  # from here on viridis is nearer to white
         axes.text(column, row, text, ha="center", va="center", color=color, fontsize=fontsize)
     if bar_label is not None:
-        bar = axes.get_figure().colorbar(image, ax=axes, label=bar_label, pad=0.02)
+        bar = figure.colorbar(image, ax=axes, label=bar_label, pad=0.02)
         bar.outline.set_visible(False)

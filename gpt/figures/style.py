@@ -27,7 +27,7 @@ SKY, PURPLE = "#56B4E9", "#CC79A7"
 INK, QUIET, PAPER, FORBIDDEN = "#222222", "#6b6b6b", "#fcfcfa", "#e2e2de"
 # Colour and dashes of the first, second, ... curve of a figure; the dashes tell them apart in grey print.
 LINES = [(BLUE, "-"), (VERMILION, "--"), (GREEN, "-."), (ORANGE, (0, (6, 1.5))), (PURPLE, ":"), (SKY, "-"), (INK, "--")]
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": PAPER,
     "axes.facecolor": PAPER,
     "axes.edgecolor": QUIET,
@@ -67,23 +67,13 @@ def drawing(width: float, height: float, rows: int = 1, columns: int = 1) -> Ite
     `width` and `height` are in inches; the panels are an array [rows, columns] of axes.
     """
     with mpl.rc_context(STYLE):
-        figure, panels = _figure(width, height, rows, columns)
-        yield figure, panels
-        _finished(figure)
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, np.ndarray]:
-    figure = _Figure((width, height), layout="compressed")
-    return figure, figure.subplots(rows, columns, squeeze=False)
-
-
-def _finished(figure: Figure) -> Figure:
-    for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
-        if axis.get_scale() == "log":  # its own labels are mathematics, which STYLE does not read
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter("")
-    figure.draw_without_rendering()  # ticks are made while drawing: make them now, while the style holds
-    return figure
+        figure = _Figure((width, height), layout="compressed")
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+        for axis in [axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)]:
+            if axis.get_scale() == "log":  # its own labels are mathematics, which STYLE does not read
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter("")
+        figure.draw_without_rendering()  # ticks are made while drawing: make them now, while the style holds
 
 
 def _rendered(figure: Figure, kind: str, **options: Any) -> bytes:

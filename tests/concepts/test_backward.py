@@ -1,6 +1,6 @@
 """Concept 6, backward: every gradient of GPT-2 by hand, in NumPy, without autograd.
 
-Each `<op>_backward` stands before two judges in float64: central finite differences, which know no
+Each `<op>_backward` has two judges in float64: central finite differences, which know no
 derivation, and PyTorch's autograd on torch.nn.functional. Then the whole model, every parameter, every
 intermediate value. DEEP_THEORY_GUIDE.md, Part 6.
 """
@@ -13,8 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.comparing import close
+from tests.models import small_gpt
+
 V, D_MODEL, D_FF, T_MAX, H = 7, 4, 16, 5, 2
-# Token 1 stands twice in one sequence and once in the other, so that its gradients add up. Token 4 is never read.
+# Token 1 appears twice in one sequence and once in the other, so that its gradients add up. Token 4 is never read.
 TOKENS = np.array([[3, 1, 1, 6], [0, 2, 5, 1]])
 TARGETS = np.array([[1, 1, 6, -100], [2, 5, 1, 4]])  # one position does not count
 
@@ -23,10 +26,9 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def relative_error(actual, expected):
-    """The largest deviation, measured against the largest expected number."""
-    assert actual.shape == expected.shape
-    return np.abs(actual - expected).max() / np.abs(expected).max()
+def agree(actual, expected, tolerance, name=""):
+    """`close`, with the tolerance measured against the largest expected number."""
+    close(actual, expected, tolerance * np.abs(expected).max(), name)
 
 
 def block_params(seed, bias=True, prefix=""):
@@ -229,7 +231,7 @@ def test_each_backward_is_what_finite_differences_measure(gpt, case):
 
         measured = gpt.backward.finite_difference(loss, value)
         # worst measured: 5.5e-10, in a block
-        assert relative_error(gradients[name], measured) < 1e-8, name
+        agree(gradients[name], measured, 1e-8, name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -241,10 +243,10 @@ def test_each_pair_is_what_autograd_finds(gpt, case):
     expected = case.torch(tensors)
     expected.backward(torch.tensor(d_output))
     # worst measured: 6.1e-16
-    assert relative_error(np.array(output), expected.detach().numpy()) < 1e-13
+    agree(np.array(output), expected.detach().numpy(), 1e-13)
     for name, tensor in tensors.items():
         # worst measured: 1.7e-15
-        assert relative_error(gradients[name], tensor.grad.numpy()) < 1e-12, name
+        agree(gradients[name], tensor.grad.numpy(), 1e-12, name)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -255,9 +257,11 @@ def test_no_pair_changes_its_inputs_or_its_cache(gpt, case):
     before = {name: value.copy() for name, value in gpt.backward.named(cache).items()}
     d_before = np.copy(d_output)
     getattr(gpt.backward, f"{case.op}_backward")(d_output, cache)
-    assert all(np.array_equal(inputs[name], value) for name, value in case.inputs.items())
-    assert all(np.array_equal(value, before[name]) for name, value in gpt.backward.named(cache).items())
-    assert np.array_equal(d_output, d_before)
+    for name, value in case.inputs.items():
+        close(inputs[name], value, name=name)
+    for name, value in gpt.backward.named(cache).items():
+        close(value, before[name], name=name)
+    close(d_output, d_before)
 
 
 def test_finite_differences_find_the_gradient_of_a_known_function(gpt):
@@ -265,14 +269,14 @@ def test_finite_differences_find_the_gradient_of_a_known_function(gpt):
     before = x.copy()
     measured = gpt.backward.finite_difference(lambda z: np.sum(np.sin(z) * z[::-1]), x)
     # measured: 2.0e-11
-    assert relative_error(measured, np.cos(x) * x[::-1] + np.sin(x)[::-1]) < 1e-9
-    assert np.array_equal(x, before)
+    agree(measured, np.cos(x) * x[::-1] + np.sin(x)[::-1], 1e-9)
+    close(x, before)
 
 
 def test_finite_differences_err_by_the_square_of_the_step(gpt):
     # f = x^3: (f(x+h) - f(x-h)) / 2h = 3 x^2 + h^2
     measured = gpt.backward.finite_difference(lambda z: (z**3).sum(), np.array([2.0]), h=0.1)
-    assert measured[0] == pytest.approx(12.01, abs=1e-12)
+    close(measured[0], 12.01, 1e-12)
 
 
 # What each derivation promises.
@@ -281,16 +285,16 @@ def test_finite_differences_err_by_the_square_of_the_step(gpt):
 def test_the_embedding_gradient_adds_up_over_repeated_tokens(gpt):
     weight = normal(23, 4, 2)
     output, cache = gpt.backward.embedding_forward(np.array([1, 3, 1]), weight)
-    assert np.array_equal(output, weight[[1, 3, 1]])
+    close(output, weight[[1, 3, 1]])
     gradient = gpt.backward.embedding_backward(np.array([[1.0, 2.0], [5.0, 7.0], [10.0, 20.0]]), cache)["weight"]
-    assert np.array_equal(gradient, [[0, 0], [11, 22], [0, 0], [5, 7]])
+    close(gradient, [[0, 0], [11, 22], [0, 0], [5, 7]])
 
 
 def test_layer_norm_divides_by_the_biased_deviation(gpt):
     # mean 2.5, variance (2.25 + 0.25 + 0.25 + 2.25) / 4 = 1.25
     output, cache = gpt.backward.layer_norm_forward(np.array([1.0, 2.0, 3.0, 4.0]), np.array([1.0, 2.0, 1.0, 1.0]))
-    assert cache["mean"] == 2.5
-    assert output == pytest.approx(np.array([-1.5, -1.0, 0.5, 1.5]) / np.sqrt(1.25 + 1e-5), abs=1e-15)
+    close(cache["mean"], [2.5])
+    close(output, np.array([-1.5, -1.0, 0.5, 1.5]) / np.sqrt(1.25 + 1e-5), 1e-15)
 
 
 def test_no_gradient_passes_layer_norm_along_shift_and_scale(gpt):
@@ -299,9 +303,9 @@ def test_no_gradient_passes_layer_norm_along_shift_and_scale(gpt):
     gradient = gpt.backward.layer_norm_backward(d_output, cache)["x"]
     assert np.abs(gradient).max() > 0.1
     # measured: 6.7e-16
-    assert np.abs(gradient.sum(axis=-1)).max() < 1e-14
+    close(gradient.sum(axis=-1), np.zeros(5), 1e-14)
     # measured: 5.0e-16
-    assert np.abs((gradient * cache["normalized"]).sum(axis=-1)).max() < 1e-14
+    close((gradient * cache["normalized"]).sum(axis=-1), np.zeros(5), 1e-14)
 
 
 def test_eps_lets_a_known_trickle_pass_along_scale(gpt):
@@ -312,16 +316,16 @@ def test_eps_lets_a_known_trickle_pass_along_scale(gpt):
     trickle = (d_output * n).sum(axis=-1) * eps * cache["inverse_std"][:, 0] ** 3
     assert np.abs(trickle).max() > 1
     # measured: 2.8e-15
-    assert relative_error((gradient * n).sum(axis=-1), trickle) < 1e-12
+    agree((gradient * n).sum(axis=-1), trickle, 1e-12)
 
 
 def test_gelu_is_the_tanh_form_and_not_the_exact_one(gpt):
     x = np.linspace(-6, 6, 2001)
     output, cache = gpt.backward.gelu_forward(x)
     exact = F.gelu(torch.tensor(x)).numpy()
-    assert np.abs(output - exact).max() == pytest.approx(4.73e-4, abs=1e-6)  # the known gap, near |x| = 2.70
+    close(np.abs(output - exact).max(), 4.73e-4, 1e-6)  # the known gap, near |x| = 2.70
     slope = gpt.backward.gelu_backward(np.ones_like(x), cache)["x"]
-    assert slope[[0, 1000, 2000]] == pytest.approx(np.array([0, 0.5, 1]), abs=1e-6)
+    close(slope[[0, 1000, 2000]], np.array([0, 0.5, 1]), 1e-6)
 
 
 def test_softmax_rows_are_distributions_that_ignore_a_shift(gpt):
@@ -330,31 +334,31 @@ def test_softmax_rows_are_distributions_that_ignore_a_shift(gpt):
     shifted, _ = gpt.backward.softmax_forward(x + 1000 * normal(29, 4, 3, 1))
     assert p.min() > 0
     # measured: 2.2e-16
-    assert np.abs(p.sum(axis=-1) - 1).max() < 4e-15
+    close(p.sum(axis=-1), np.ones((4, 3)), 4e-15)
     # measured: 2.9e-15, the rounding of x + 1000
-    assert np.abs(p - shifted).max() < 1e-12
+    close(p, shifted, 1e-12)
 
 
 def test_softmax_neither_overflows_nor_looks_at_minus_infinity(gpt):
     p, cache = gpt.backward.softmax_forward(np.array([1e4, -np.inf, 1e4, 0.0]))
-    assert np.array_equal(p, [0.5, 0, 0.5, 0])
-    assert np.array_equal(gpt.backward.softmax_backward(np.array([1.0, 9, 3, 9]), cache)["x"], [-0.5, 0, 0.5, 0])
+    close(p, [0.5, 0, 0.5, 0])
+    close(gpt.backward.softmax_backward(np.array([1.0, 9, 3, 9]), cache)["x"], [-0.5, 0, 0.5, 0])
 
 
 def test_the_softmax_jacobian_is_diag_p_minus_p_pt(gpt):
     p, cache = gpt.backward.softmax_forward(normal(30, 5))
     rows = [gpt.backward.softmax_backward(row, cache)["x"] for row in np.eye(5)]
     # measured: 2.8e-17
-    assert np.abs(np.array(rows) - (np.diag(p) - np.outer(p, p))).max() < 1e-15
-    assert np.abs(np.sum(rows, axis=1)).max() < 1e-15
+    close(np.array(rows), np.diag(p) - np.outer(p, p), 1e-15)
+    close(np.sum(rows, axis=1), np.zeros(5), 1e-15)
 
 
 def test_equal_logits_cost_ln_v_and_huge_logits_stay_finite(gpt):
     loss, _ = gpt.backward.cross_entropy_forward(np.full((2, 3, 11), 0.7), np.array([[0, 5, 10], [1, 1, 1]]))
-    assert loss == pytest.approx(np.log(11), abs=1e-15)
+    close(loss, np.log(11), 1e-15)
     loss, cache = gpt.backward.cross_entropy_forward(np.array([[1e4, -1e4]]), np.array([1]))
-    assert loss == 2e4
-    assert np.array_equal(gpt.backward.cross_entropy_backward(1.0, cache)["logits"], [[1, -1]])
+    close(loss, 2e4)
+    close(gpt.backward.cross_entropy_backward(1.0, cache)["logits"], [[1, -1]])
 
 
 def test_ignored_targets_count_neither_in_the_mean_nor_in_the_gradient(gpt):
@@ -363,10 +367,10 @@ def test_ignored_targets_count_neither_in_the_mean_nor_in_the_gradient(gpt):
     gradient = gpt.backward.cross_entropy_backward(1.0, cache)["logits"]
     kept = targets != -100
     loss_kept, cache_kept = gpt.backward.cross_entropy_forward(logits[kept], targets[kept])
-    assert loss == pytest.approx(loss_kept, rel=1e-14)
+    close(loss, loss_kept, 1e-14 * loss_kept)
     gradient_kept = gpt.backward.cross_entropy_backward(1.0, cache_kept)["logits"]
-    assert relative_error(gradient[kept], gradient_kept) < 1e-14  # measured: 0
-    assert np.array_equal(gradient[~kept], np.zeros((3, 5)))
+    agree(gradient[kept], gradient_kept, 1e-14)  # measured: 0
+    close(gradient[~kept], np.zeros((3, 5)))
 
 
 def test_attention_in_numbers_a_person_can_check(gpt):
@@ -374,17 +378,17 @@ def test_attention_in_numbers_a_person_can_check(gpt):
     # e_1 and e_2 too, so the output shows the weights.
     q, identity = np.array([[0, np.sqrt(2)]]), np.eye(2)
     output, cache = gpt.backward.attention_forward(q, identity, identity)
-    assert cache["scores"] == pytest.approx(np.array([[0.0, 1.0]]), abs=1e-15)
-    assert cache["weights"] == pytest.approx(np.array([[1, np.e]]) / (1 + np.e), abs=1e-15)
-    assert output == pytest.approx(cache["weights"], abs=1e-15)
+    close(cache["scores"], np.array([[0.0, 1.0]]), 1e-15)
+    close(cache["weights"], np.array([[1, np.e]]) / (1 + np.e), 1e-15)
+    close(output, cache["weights"], 1e-15)
     # L = second number of the output: d_A = (0, 1), and d_S = p (1 - p) (-1, 1) with p = e / (1 + e)
     gradients = gpt.backward.attention_backward(np.array([[0.0, 1.0]]), cache)
     slope = np.e / (1 + np.e) ** 2
-    assert np.array_equal(gradients["weights"], [[0, 1]])
-    assert gradients["scores"] == pytest.approx(slope * np.array([[-1, 1]]), abs=1e-15)
-    assert gradients["q"] == pytest.approx(slope / np.sqrt(2) * np.array([[-1, 1]]), abs=1e-15)
-    assert gradients["k"] == pytest.approx(slope * np.array([[0, -1], [0, 1]]), abs=1e-15)
-    assert gradients["v"] == pytest.approx(np.array([[0, 1], [0, np.e]]) / (1 + np.e), abs=1e-15)
+    close(gradients["weights"], [[0, 1]])
+    close(gradients["scores"], slope * np.array([[-1, 1]]), 1e-15)
+    close(gradients["q"], slope / np.sqrt(2) * np.array([[-1, 1]]), 1e-15)
+    close(gradients["k"], slope * np.array([[0, -1], [0, 1]]), 1e-15)
+    close(gradients["v"], np.array([[0, 1], [0, np.e]]) / (1 + np.e), 1e-15)
 
 
 def test_what_the_mask_hides_has_no_weight_and_no_gradient(gpt):
@@ -393,22 +397,22 @@ def test_what_the_mask_hides_has_no_weight_and_no_gradient(gpt):
     gradients = gpt.backward.attention_backward(normal(33, *output.shape), cache)
     for name in ("weights", "scores"):
         values = cache["weights"] if name == "weights" else gradients["scores"]
-        assert np.array_equal(values[..., ~ANY_MASK], np.zeros((2, 2, (~ANY_MASK).sum())))
-    assert np.abs(cache["weights"].sum(axis=-1) - 1).max() < 4e-15  # measured: 2.2e-16
+        close(values[..., ~ANY_MASK], np.zeros((2, 2, (~ANY_MASK).sum())))
+    close(cache["weights"].sum(axis=-1), np.ones((2, 2, 3)), 4e-15)  # measured: 2.2e-16
     # the second query may look at the last key alone
-    assert np.array_equal(output[:, :, 1], inputs["v"][:, :, 4])
+    close(output[:, :, 1], inputs["v"][:, :, 4])
 
 
 def test_no_score_is_loud_enough_to_get_past_the_mask(gpt):
     # the hidden key scores 1e12; a mask that only subtracted 1e10 would let it win
     q, k, v = np.array([[1e6]]), np.array([[0.0], [1e6]]), np.array([[3.0], [5.0]])
     output, cache = gpt.backward.attention_forward(q, k, v, np.array([[True, False]]))
-    assert np.array_equal(cache["weights"], [[1, 0]])
-    assert output == 3
+    close(cache["weights"], [[1, 0]])
+    close(output, [[3.0]])
 
 
 def test_the_causal_mask_shows_each_query_itself_and_its_past(gpt):
-    assert np.array_equal(gpt.backward.causal_mask(3), [[True, False, False], [True, True, False], [True, True, True]])
+    close(gpt.backward.causal_mask(3), [[True, False, False], [True, True, False], [True, True, True]])
 
 
 @pytest.mark.parametrize("t", range(4))
@@ -418,7 +422,7 @@ def test_no_gradient_flows_from_the_present_to_the_future(gpt, t):
     d_output = np.zeros_like(x)
     d_output[:, t] = normal(36, D_MODEL)
     gradient = gpt.backward.block_backward(d_output, cache)["x"]
-    assert np.array_equal(gradient[:, t + 1 :], np.zeros((2, 3 - t, D_MODEL)))
+    close(gradient[:, t + 1 :], np.zeros((2, 3 - t, D_MODEL)))
     assert (np.abs(gradient[:, : t + 1]).max(axis=-1) > 1e-6).all()
 
 
@@ -429,7 +433,7 @@ def test_the_future_does_not_move_the_past(gpt):
     logits, _, _ = gpt.backward.gpt_forward(params, TOKENS, H)
     moved, _, _ = gpt.backward.gpt_forward(params, changed, H)
     # measured: 0
-    assert np.abs(logits[:, :2] - moved[:, :2]).max() < 1e-14
+    close(logits[:, :2], moved[:, :2], 1e-14)
     assert (np.abs(logits[:, 2:] - moved[:, 2:]).max(axis=-1) > 1e-3).all()
 
 
@@ -447,7 +451,7 @@ def test_the_gradient_of_every_parameter_is_what_finite_differences_measure(gpt,
             lambda moved, name=name: gpt.backward.gpt_forward(params | {name: moved}, TOKENS, H, TARGETS)[1], value
         )
         # worst measured: 1.8e-9
-        assert relative_error(gradients[name], measured) < 1e-7, name
+        agree(gradients[name], measured, 1e-7, name)
 
 
 @pytest.mark.parametrize(("n_layer", "bias"), [(1, True), (2, True), (3, False)])
@@ -467,12 +471,12 @@ def test_every_intermediate_gradient_is_what_autograd_finds(gpt, n_layer, bias):
         p, p["token_embedding.weight"], torch.tensor(TOKENS), torch.tensor(TARGETS), n_layer, keep
     )
     expected.backward()
-    assert loss == pytest.approx(expected.item(), abs=1e-13)
+    close(loss, expected.item(), 1e-13)
     assert len(kept) == 8 * n_layer + 3
     for name, tensor in (kept | p).items():
         # worst measured: value 2.0e-15, gradient 8.8e-15
-        assert relative_error(values[name], tensor.detach().numpy()) < 1e-12, name
-        assert relative_error(gradients[name], tensor.grad.numpy()) < 1e-12, name
+        agree(values[name], tensor.detach().numpy(), 1e-12, name)
+        agree(gradients[name], tensor.grad.numpy(), 1e-12, name)
 
 
 def test_a_value_and_its_gradient_have_one_name_and_one_shape(gpt):
@@ -491,11 +495,11 @@ def test_the_tied_gradient_is_the_sum_of_its_two_paths(gpt):
     torch_gpt_loss(p, untied, torch.tensor(TOKENS), torch.tensor(TARGETS), 2).backward()
     lookup, head = p["token_embedding.weight"].grad.numpy(), untied.grad.numpy()
     # worst measured: 6.8e-16
-    assert relative_error(gradients["embed.weight"], lookup) < 1e-12
-    assert relative_error(gradients["head.weight"], head) < 1e-12
-    assert relative_error(gradients["token_embedding.weight"], lookup + head) < 1e-12
+    agree(gradients["embed.weight"], lookup, 1e-12)
+    agree(gradients["head.weight"], head, 1e-12)
+    agree(gradients["token_embedding.weight"], lookup + head, 1e-12)
     # token 4 is never read, only scored
-    assert np.array_equal(lookup[4], np.zeros(D_MODEL))
+    close(lookup[4], np.zeros(D_MODEL))
     assert np.abs(head[4]).min() > 0
 
 
@@ -503,7 +507,7 @@ def test_the_bias_of_the_keys_gets_no_gradient(gpt):
     # it adds the same number, q . bias, to all scores of a query, and softmax ignores a shift
     _, _, cache = gpt.backward.gpt_forward(gpt_params(52), TOKENS, H, TARGETS)
     query, key, value = np.split(gpt.backward.gpt_backward(cache)["blocks.0.attention.qkv.bias"], 3)
-    assert np.abs(key).max() < 1e-14  # measured: 9.5e-18
+    close(key, np.zeros(D_MODEL), 1e-14)  # measured: 9.5e-18
     assert np.abs(query).min() > 1e-4
     assert np.abs(value).min() > 1e-4
 
@@ -519,10 +523,7 @@ def test_the_bias_of_the_keys_gets_no_gradient(gpt):
     ids=str,
 )
 def test_the_package_has_the_same_logits_loss_and_gradients(gpt, sizes, batch, time):
-    torch.manual_seed(42)
-    model = gpt.GPT(gpt.GPTConfig(**sizes)).double()
-    for parameter in model.parameters():  # gains and biases away from 1 and 0, and nothing too small to see
-        torch.nn.init.normal_(parameter, std=0.5)
+    model = small_gpt(gpt, seed=42, **sizes)
     random = np.random.default_rng(43)
     tokens, targets = random.integers(sizes["vocab_size"], size=(2, batch, time))
     targets[0, time // 2] = -100 if batch * time > 1 else targets[0, time // 2]
@@ -532,12 +533,12 @@ def test_the_package_has_the_same_logits_loss_and_gradients(gpt, sizes, batch, t
     our_logits, our_loss, cache = gpt.backward.gpt_forward(params, tokens, sizes["n_head"], targets)
     gradients = gpt.backward.gpt_backward(cache)
     # worst measured: 6.1e-16
-    assert relative_error(our_logits, logits.detach().numpy()) < 1e-10
-    assert our_loss == pytest.approx(loss.item(), rel=1e-10)
+    agree(our_logits, logits.detach().numpy(), 1e-10)
+    close(our_loss, loss.item(), 1e-10 * loss.item())
     assert set(gradients) == set(params)
     for name, parameter in model.named_parameters():
         # worst measured: 8.9e-16
-        assert np.abs(gradients[name] - parameter.grad.numpy()).max() < 1e-10, name
+        close(gradients[name], parameter.grad.numpy(), 1e-10, name)
 
 
 def test_without_targets_there_are_the_same_logits_and_no_loss(gpt):
@@ -545,7 +546,7 @@ def test_without_targets_there_are_the_same_logits_and_no_loss(gpt):
     logits, loss, _ = gpt.backward.gpt_forward(params, TOKENS, H)
     with_targets, _, _ = gpt.backward.gpt_forward(params, TOKENS, H, TARGETS)
     assert loss is None
-    assert relative_error(logits, with_targets) < 1e-14  # measured: 0
+    agree(logits, with_targets, 1e-14)  # measured: 0
 
 
 def test_the_model_changes_none_of_its_inputs(gpt):
@@ -583,7 +584,7 @@ def test_adamw_takes_the_steps_of_pytorch(gpt):
         params, state = gpt.backward.adamw_step(params, gradients, state, beta1=0.8, beta2=0.95, **options)
         for name, tensor in tensors.items():
             # worst measured: 1.1e-16
-            assert np.abs(params[name] - tensor.detach().numpy()).max() < 1e-12, name
+            close(params[name], tensor.detach().numpy(), 1e-12, name)
 
 
 def test_the_first_adamw_step_has_the_size_of_the_learning_rate(gpt):
@@ -591,8 +592,8 @@ def test_the_first_adamw_step_has_the_size_of_the_learning_rate(gpt):
     params = {"bias": np.array([1.0, -2.0]), "weight": np.array([[3.0]])}
     gradients = {"bias": np.array([0.001, -50.0]), "weight": np.array([[0.0]])}
     new, _ = gpt.backward.adamw_step(params, gradients, lr=0.1, eps=1e-300, weight_decay=0.5)
-    assert new["bias"] == pytest.approx([0.9, -1.9], abs=1e-14)
-    assert new["weight"] == pytest.approx(np.array([[3.0 * 0.95]]), abs=1e-14)
+    close(new["bias"], [0.9, -1.9], 1e-14)
+    close(new["weight"], np.array([[3.0 * 0.95]]), 1e-14)
 
 
 def test_one_adamw_step_lowers_the_loss(gpt):

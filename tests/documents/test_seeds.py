@@ -1,6 +1,6 @@
 """The programs that were asked for, run as they were written.
 
-The package grew from short descriptions of what it should do, with programs in them. Each program stands here as
+The package grew from short descriptions of what it should do, with programs in them. Each program is here as
 it was written; only its import line gives way to the package (`from gpt import ...`, an alias allowed). What else
 is replaced, because it needs a network, a GPU or an hour, is named beside the program. DEEP_THEORY_GUIDE.md, Part 0.
 """
@@ -10,6 +10,8 @@ import re
 import pytest
 import torch
 from einops import einsum, rearrange
+
+from tests.comparing import close
 
 MODULES = ("transformer", "multihead_attention", "positional_encoding", "allformers.models.gpt2.gpt2", "gpt")
 ALIASES = {"GPT2": "GPT", "GPT2Config": "GPTConfig"}  # from gpt import GPT as GPT2, GPTConfig as GPT2Config
@@ -30,11 +32,11 @@ def run(gpt, program, replacements=(), **given):
 
 
 def gpt2_vocabulary(gpt):
-    """GPT-2's tokenizer, or a skip where its vocabulary is neither stored nor to be had."""
+    """GPT-2's tokenizer, or a skip where its vocabulary is not stored and cannot be downloaded."""
     try:
         return gpt.gpt2_tokenizer()
     except OSError as error:
-        pytest.skip(str(error))
+        pytest.skip(f"GPT-2's vocabulary is not at hand: {error}")
 
 
 @pytest.fixture
@@ -86,10 +88,10 @@ def test_the_minimum_working_example(gpt, capsys):
     result = run(gpt, MINIMUM_WORKING_EXAMPLE)
     assert result["logits"].shape == (4, 128, 50257)
     printed = re.fullmatch(r"Loss: (\d+\.\d+)\n", capsys.readouterr().out)
-    assert abs(float(printed[1]) - 10.825) < 0.2  # ln 50257: a uniform guess; measured: 10.92
+    close(float(printed[1]), 10.825, 0.2)  # ln 50257: a uniform guess; measured: 10.92
     generated = result["generated"]
     assert generated.shape == (1, 60)
-    assert torch.equal(generated[:, :10], result["prompt"])
+    close(generated[:, :10], result["prompt"])
 
 
 LOADING_PRETRAINED_WEIGHTS = """
@@ -282,11 +284,11 @@ def test_axes_in_words(gpt):
     cache = gpt.KVCache(2, 3, 8, 4, like=x)
     layer.record_weights = True
     layer(x, cache)
-    assert torch.equal(cache.keys, result["k"])
-    assert torch.equal(cache.values, result["v"])
+    close(cache.keys, result["k"])
+    close(cache.values, result["v"])
     future = torch.ones(8, 8).triu(1).bool()
     weights = (result["scores"] / 4**0.5).masked_fill(future, float("-inf")).softmax(-1)
-    assert (layer.weights - weights).abs().max() < 1e-13  # measured: 0
+    close(layer.weights, weights, 1e-13)  # measured: 0
 
 
 # A description in other names: theirs on the left, ours on the right.

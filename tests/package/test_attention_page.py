@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.comparing import close
+
 HOSTILE = [
     "</script>", "</SCRIPT ", "<!--", "<script>", "-->", "]]>", '"', "'", "\\", "\u2028", "\u2029", b"\xff", "\udcff",
     "\n", "\t", "\r", "\x00", "", " ", "😀", "你", "\u202e", "&lt;", "{{data}}", "{{title}}", "${1}", "`",
@@ -69,19 +71,19 @@ def decoded(data: dict) -> np.ndarray:
 def test_the_page_holds_the_weights_that_it_was_given(gpt, shape):
     attention = causal(*shape)
     data = data_of(gpt.pages.attention.attention_page(attention, ["x"] * shape[-1]))
-    np.testing.assert_allclose(decoded(data), attention, rtol=0, atol=1 / 131070 + 1e-12)  # half a step of 1 / 65535
+    close(decoded(data), attention, 1 / 131070 + 1e-12)  # half a step of 1 / 65535
 
 
 def test_a_weight_that_rounding_made_larger_than_1_is_1(gpt):
     attention = torch.tensor([[[[1.0000002, 0], [0, 1]]]])
     held = decoded(data_of(gpt.pages.attention.attention_page(attention, "ab")))
-    np.testing.assert_array_equal(held, [[[[1, 0], [0, 1]]]])
+    close(held, [[[[1, 0], [0, 1]]]])
 
 
 def test_the_colours_are_those_of_the_figures(gpt):
     data = data_of(gpt.pages.attention.attention_page(np.ones((1, 1, 1, 1)), "a"))
     palette = np.frombuffer(base64.b64decode(data["palette"]), np.uint8)
-    np.testing.assert_array_equal(palette.reshape(256, 4), mpl.colormaps["viridis"](range(256), bytes=True))
+    close(palette.reshape(256, 4), mpl.colormaps["viridis"](range(256), bytes=True))
 
 
 def test_the_same_arguments_give_the_same_page(gpt):
@@ -245,7 +247,7 @@ def test_the_future_is_masked_and_the_shades_are_those_of_the_figures(gpt, opene
     viridis = mpl.colormaps["viridis"]
     expected = [[*viridis(np.sqrt(w), bytes=True)] if key <= query else [0, 0, 0, 0]
                 for query, row in enumerate(attention[0, 0]) for key, w in enumerate(row)]  # fmt: skip
-    np.testing.assert_array_equal(np.reshape(pixels, (9, 4)), expected)
+    close(np.reshape(pixels, (9, 4)), expected)
     page.locator(".token").nth(1).click()
     assert page.eval_on_selector_all(".token", "all => all.map(token => token.classList.contains('masked'))") == [
         False, False, True,

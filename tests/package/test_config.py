@@ -70,38 +70,38 @@ def test_a_config_cannot_be_changed(gpt):
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (0, ValueError, "must be at least 1, got 0"),
-        (-12, ValueError, "must be at least 1, got -12"),
-        (12.0, TypeError, "must be an int, got 12.0"),
-        ("12", TypeError, "must be an int, got '12'"),
-        (True, TypeError, "must be an int, got True"),
-        (None, TypeError, "must be an int, got None"),
+        (0, ValueError, "at least 1, got 0"),
+        (-12, ValueError, "at least 1, got -12"),
+        (12.0, TypeError, r"int, got 12\.0"),
+        ("12", TypeError, "int, got '12'"),
+        (True, TypeError, "int, got True"),
+        (None, TypeError, "int, got None"),
     ],
     ids=repr,
 )
 def test_a_size_must_be_a_positive_integer(gpt, field, value, error, message):
-    with pytest.raises(error, match=rf"^{field} {message}$"):
+    with pytest.raises(error, match=f"{field}.*{message}"):
         gpt.GPTConfig(**{field: value})
 
 
 def test_the_heads_must_share_the_width_out_evenly(gpt):
-    with pytest.raises(ValueError, match=r"^n_embd must be divisible by n_head, got n_embd=768, n_head=5$"):
+    with pytest.raises(ValueError, match=r"n_embd.*n_head.*768.*5"):
         gpt.GPTConfig(n_head=5)
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
 def test_dropout_must_leave_something(gpt, dropout):
-    with pytest.raises(ValueError, match=rf"^dropout must be in \[0, 1\), got {dropout}$"):
+    with pytest.raises(ValueError, match=rf"dropout.*\[0, 1\).*got {dropout}"):
         gpt.GPTConfig(dropout=dropout)
 
 
 @pytest.mark.parametrize("bias", [1, None, "yes"])
 def test_bias_must_be_true_or_false(gpt, bias):
-    with pytest.raises(TypeError, match=rf"^bias must be True or False, got {bias!r}$"):
+    with pytest.raises(TypeError, match=rf"bias.*got {bias!r}"):
         gpt.GPTConfig(bias=bias)
 
 
 @pytest.mark.parametrize("dropout", ["0.1", None, True])
 def test_dropout_must_be_a_number(gpt, dropout):
-    with pytest.raises(TypeError, match=rf"^dropout must be a number, got {dropout!r}$"):
+    with pytest.raises(TypeError, match=rf"dropout.*number.*got {dropout!r}"):
         gpt.GPTConfig(dropout=dropout)

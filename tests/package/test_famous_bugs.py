@@ -1,6 +1,6 @@
-"""Bugs that stood, or stand, in admired repositories. Each is put into the package; a named check must turn red.
+"""Bugs that were found, or still are, in admired repositories. Each is put in; a named check must turn red.
 
-A bug is one or two lines of one function, written as what stands in the package and what would stand there instead.
+A bug is one or two lines of one function, written as what the package says and what it would say instead.
 So this file also says, line by line, what is easy to get wrong in GPT-2.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from tests.concepts import test_attention, test_block, test_inspection, test_model, test_tokens, test_training
 from tests.package import test_files
 
-# what goes wrong: (the function it stands in, {right: wrong, ...}, the check that must notice)
+# what goes wrong: (the function it is in, {right: wrong, ...}, the check that must notice)
 BUGS = {
     "erf GELU for weights that were trained with tanh": (
         "block.GELU.forward",
@@ -189,7 +189,7 @@ def put_in(gpt, monkeypatch, place, changes):
     right = vars(owner)[name]
     source = textwrap.dedent(inspect.getsource(right))
     for old, new in changes.items():
-        assert source.count(old) >= 1, f"{place} no longer holds {old!r}"
+        assert source.count(old) == 1, f"{place} holds {old!r} {source.count(old)} times, not once"
         source = source.replace(old, new)
     namespace = {}
     exec(compile(source, f"<{place} with a bug>", "exec"), vars(module), namespace)
