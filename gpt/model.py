@@ -26,7 +26,7 @@ from gpt.support.checks import check_features, eager_on_cpu
 IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
 
 
-def check_ids(name: str, ids: Int[Tensor, ...], vocab_size: int, ignored: int | None = None) -> None:
+def check_ids(name: str, ids: Int[Tensor, "..."], vocab_size: int, ignored: int | None = None) -> None:
     """Token ids are int64 or int32, in 0..vocab_size - 1 or equal to `ignored`. Raises TypeError or ValueError.
 
     Ids are looked at where that is free: in eager mode on the CPU. So whoever takes ids in checks them there, before

@@ -1,4 +1,4 @@
-"""What does this machine offer, and how does it interrupt us? Devices, number formats, Ctrl-C, progress bars."""
+"""What does this machine offer, and how is it interrupted? Devices, number formats, Ctrl-C, and progress bars."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import torch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def pick_device(device: str = "auto") -> torch.device:
+def pick_device(device: str | torch.device = "auto") -> torch.device:
     """The named device; "auto" takes an accelerator if there is one. ValueError for one that this machine lacks."""
     if device == "auto":
         return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         picked = torch.device(device)
-        torch.empty(0, device=picked)  # let the device itself say whether it is there
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f'device {device!r} is not available here; use "auto" or "cpu"') from error
-    if picked.type == "meta":
-        raise ValueError(f'device {device!r} holds no numbers; use "auto" or "cpu"')
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device {device!r} is not one that PyTorch knows") from error
+    try:
+        torch.zeros(1, device=picked).item()  # only the device knows whether it is there; "meta" holds no numbers
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        raise ValueError(f'device {str(device)!r} is not available here; use "auto" or "cpu"') from error
     return picked
 
 
@@ -32,7 +33,7 @@ def pick_device(device: str = "auto") -> torch.device:
 def ctrl_c_finishes_the_step() -> Iterator[Callable[[], bool]]:
     """Within, the first Ctrl-C only raises a flag, so that no update is left half done; the second one interrupts.
 
-    Yields a function that says whether the flag is up.
+    Yields a function that says whether the flag is up. Outside the main thread it never is: signals do not reach it.
     """
     pressed: list[int] = []
 
@@ -43,7 +44,7 @@ def ctrl_c_finishes_the_step() -> Iterator[Callable[[], bool]]:
 
     try:
         previous = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not in the main thread: signals do not arrive here
+    except ValueError:  # not in the main thread
         yield lambda: False
         return
     try:
@@ -53,10 +54,9 @@ def ctrl_c_finishes_the_step() -> Iterator[Callable[[], bool]]:
 
 
 def hide_progress_bar() -> bool | None:
-    """For tqdm's `disable`: None shows a bar in a terminal only. A notebook is not one, but its reader waits too.
+    """What tqdm's `disable` should be. None: it shows a bar in a terminal only.
 
-    Only a reader, though: where a notebook is run to be checked or stored, a bar would be part of its output.
+    A notebook is not a terminal, but its reader waits too and sees the bar, unless TQDM_DISABLE is set: a notebook
+    that is run to be stored or compared must not hold one.
     """
-    if os.environ.get("TQDM_DISABLE"):
-        return True
-    return False if "ipykernel" in sys.modules else None
+    return bool(os.environ.get("TQDM_DISABLE")) if "ipykernel" in sys.modules else None

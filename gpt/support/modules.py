@@ -1,4 +1,4 @@
-"""How is a model used for a moment without changing it? Its modes are put back, module by module, however it ends."""
+"""How is a model used for a moment and left as it was?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within, dropout is off. Afterwards each module is in the mode that it had before."""
+    """Within, every part of the model is in evaluation mode (no dropout); afterwards each is in the mode it had."""
     training = [module for module in model.modules() if module.training]
     for module in training:
         module.training = False

@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from tests.comparing import close
+
 
 @pytest.fixture(scope="module")
 def model(gpt):
@@ -31,7 +33,7 @@ HALVES = torch.log(torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64))
 
 
 def assert_distribution(actual, expected):
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=1e-14, rtol=0)
+    close(actual, torch.tensor(expected, dtype=torch.float64), 1e-14)
 
 
 def test_temperature_one_is_the_softmax(gpt):
@@ -55,7 +57,7 @@ def test_temperature_near_zero_tends_to_greedy_without_overflow(gpt):
 
 def test_temperature_towards_infinity_tends_to_uniform(gpt):
     flat = gpt.next_token_probabilities(HALVES, temperature=1e12)
-    torch.testing.assert_close(flat, torch.full((4,), 0.25, dtype=torch.float64), atol=1e-11, rtol=0)
+    close(flat, torch.full((4,), 0.25, dtype=torch.float64), 1e-11)
 
 
 def test_entropy_grows_with_temperature(gpt):
@@ -101,13 +103,67 @@ def test_top_p_counts_after_temperature_and_top_k(gpt):
     assert_distribution(gpt.next_token_probabilities(HALVES, 0.5, top_k=2, top_p=0.79), [1, 0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    ("min_p", "expected"),
+    [
+        (0.0, [0.5, 0.25, 0.125, 0.125]),
+        (0.25, [0.5, 0.25, 0.125, 0.125]),  # exactly a quarter of the largest is enough
+        (0.26, [2 / 3, 1 / 3, 0, 0]),
+        (1.0, [1, 0, 0, 0]),
+    ],
+)
+def test_min_p_keeps_what_is_not_much_less_likely_than_the_likeliest(gpt, min_p, expected):
+    assert_distribution(gpt.next_token_probabilities(HALVES, min_p=min_p), expected)
+
+
+def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_ones(gpt):
+    """By hand, penalty 2: (2, -1, 1, 0) becomes (1, -2, 1, 0) if tokens 0 and 1 have occurred, one of them twice."""
+    logits = torch.tensor([[2.0, -1.0, 1.0, 0.0]], dtype=torch.float64)
+    actual = gpt.Sampling(repetition_penalty=2.0).probabilities(logits, torch.tensor([[0, 1, 0]]))
+    close(actual, torch.tensor([[1.0, -2.0, 1.0, 0.0]], dtype=torch.float64).softmax(-1), 1e-15)
+
+
+def test_every_setting_agrees_with_transformers(gpt):
+    """Its processors in its own order. Ours keep the smaller id among equals, so the logits are all different."""
+    from transformers.generation import logits_process as theirs
+
+    logits = 3 * torch.randn(5, 60, dtype=torch.float64, generator=seeded(2))
+    seen = torch.randint(60, (5, 30), generator=seeded(3))
+    for settings, processors in [
+        (dict(repetition_penalty=1.3), [theirs.RepetitionPenaltyLogitsProcessor(1.3)]),
+        (dict(repetition_penalty=0.7, top_k=9),
+         [theirs.RepetitionPenaltyLogitsProcessor(0.7), theirs.TopKLogitsWarper(9)]),
+        (dict(temperature=0.6, top_p=0.8), [theirs.TemperatureLogitsWarper(0.6), theirs.TopPLogitsWarper(0.8)]),
+        (dict(temperature=1.7, min_p=0.1), [theirs.TemperatureLogitsWarper(1.7), theirs.MinPLogitsWarper(0.1)]),
+        (dict(top_k=20, top_p=0.9, min_p=0.05),
+         [theirs.TopKLogitsWarper(20), theirs.TopPLogitsWarper(0.9), theirs.MinPLogitsWarper(0.05)]),
+    ]:  # fmt: skip
+        expected = logits
+        for processor in processors:
+            expected = processor(seen, expected)
+        close(gpt.Sampling(**settings).probabilities(logits, seen), expected.softmax(-1), 1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_narrow_logits_are_cut_where_their_true_sum_is(gpt, dtype):
+    """1,000 equal tokens: exactly 900 hold 0.9. In 16 bits a running sum of 1/1000 stops growing long before."""
+    p = gpt.next_token_probabilities(torch.zeros(1000, dtype=dtype), top_p=0.8995)
+    assert (p.dtype, int((p > 0).sum())) == (dtype, 900)
+    close(p[:900], torch.full((900,), 1 / 900).to(dtype))
+
+
+def test_logits_whose_probabilities_round_to_equals_are_still_ranked(gpt):
+    hot = gpt.next_token_probabilities(torch.tensor([0.0, 1.0, 2.0]), temperature=1e30, top_k=1)
+    assert hot.tolist() == [0, 0, 1]
+
+
 def test_the_order_of_the_vocabulary_does_not_matter(gpt):
     torch.manual_seed(3)
     logits, order = torch.randn(2, 3, 40, dtype=torch.float64), torch.randperm(40)
     settings = dict(temperature=0.7, top_k=20, top_p=0.9)
     shuffled = gpt.next_token_probabilities(logits[..., order], **settings)
-    torch.testing.assert_close(shuffled, gpt.next_token_probabilities(logits, **settings)[..., order])
-    torch.testing.assert_close(shuffled.sum(-1), torch.ones(2, 3, dtype=torch.float64))
+    close(shuffled, gpt.next_token_probabilities(logits, **settings)[..., order], 1e-15)
+    close(shuffled.sum(-1), torch.ones(2, 3, dtype=torch.float64), 1e-14)
 
 
 # --- drawing
@@ -126,6 +182,55 @@ def test_draws_follow_the_filtered_distribution(gpt, model):
     assert counts[exact == 0].sum() == 0
 
 
+def test_draws_of_every_token_follow_the_distribution(gpt):
+    """Pearson's chi-square: 9 degrees of freedom, mean 9, variance 18; 1 seed in 13,000 passes the bound."""
+    logits, n = torch.randn(10, dtype=torch.float64, generator=seeded(4)), 100_000
+    p = gpt.next_token_probabilities(logits)
+    counts = torch.bincount(gpt.Sampling().draw(logits.expand(n, -1), seeded(5)), minlength=10)
+    assert ((counts - n * p) ** 2 / (n * p)).sum() < 9 + 6 * math.sqrt(18)
+
+
+def test_the_shares_of_the_tokens_lie_side_by_side_in_the_order_of_their_ids(gpt):
+    """(1/2, 0, 1/4, 1/4): a share holds its lower end and not its upper one, and token 1 has none."""
+    uniform = torch.tensor([0.0, 0.25, 0.4999, 0.5, 0.7499, 0.75, 0.9999], dtype=torch.float64)
+    p = torch.tensor([0.5, 0, 0.25, 0.25], dtype=torch.float64).expand(7, -1)
+    assert gpt.generation.inverse_distribution(p, uniform).tolist() == [0, 0, 0, 2, 2, 3, 3]
+    narrow = torch.tensor([[1 - 1e-9, 1e-9]], dtype=torch.float64)  # in float32 the second share would be empty
+    assert gpt.generation.inverse_distribution(narrow, torch.tensor([1 - 5e-10], dtype=torch.float64)).tolist() == [1]
+
+
+@pytest.mark.parametrize("row", [[0.0, 1, 0], [0.0, 0.3, 0.7, 0, 0], [0.1] * 10 + [0.0], [1 / 49] * 49 + [0.0] * 3])
+def test_a_token_of_probability_0_is_never_drawn(gpt, row):
+    """Not for the smallest number that torch.rand gives nor for the largest, however the sum is rounded."""
+    ends = torch.tensor([0.0, 2.0**-53, 1 - 2.0**-24, 1 - 2.0**-53], dtype=torch.float64)
+    for p in (torch.tensor(row, dtype=torch.float64), torch.tensor(row, dtype=torch.float64) * (1 + 2**-52)):
+        drawn = gpt.generation.inverse_distribution(p.expand(4, -1), ends)
+        assert (p[drawn] > 0).all()
+
+
+def test_a_draw_is_one_uniform_number_for_each_row(gpt):
+    logits = torch.randn(6, 40, dtype=torch.float64, generator=seeded(6))
+    uniform = torch.rand(6, dtype=torch.float64, generator=seeded(7))
+    expected = gpt.generation.inverse_distribution(gpt.next_token_probabilities(logits, 0.8, top_k=9), uniform)
+    assert torch.equal(gpt.Sampling(0.8, top_k=9).draw(logits, seeded(7)), expected)
+
+
+def test_greedy_drawing_takes_no_random_number(model):
+    before = torch.get_rng_state()
+    model.generate(prompts(), 5, temperature=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_penalty_counts_the_prompt_and_all_that_was_drawn(gpt, model):
+    """Token by token, with all that came before, also what has left the context of 12."""
+    tokens, sampling = prompts(), gpt.Sampling(temperature=0, repetition_penalty=1.5)
+    for _ in range(20):
+        logits = model(tokens[:, -12:])[0][:, -1]
+        tokens = torch.cat([tokens, sampling.draw(logits, seen=tokens)[:, None]], dim=1)
+    assert torch.equal(model.generate(prompts(), 20, temperature=0, repetition_penalty=1.5), tokens)
+    assert not torch.equal(model.generate(prompts(), 20, temperature=0), tokens)
+
+
 def test_the_same_seed_draws_the_same_text(model):
     first, again = (model.generate(prompts(), 20, generator=seeded(7)) for _ in range(2))
     other = model.generate(prompts(), 20, generator=seeded(8))
@@ -140,7 +245,7 @@ def test_greedy_takes_the_largest_logit_each_time(model):
     assert torch.equal(model.generate(prompts(), 6, temperature=0), tokens)
 
 
-def test_the_prompt_stands_in_front(model):
+def test_the_prompt_comes_first(model):
     assert torch.equal(model.generate(prompts(), 5)[:, :4], prompts())
     assert torch.equal(model.generate(prompts(), 0), prompts())
 
@@ -193,6 +298,33 @@ def test_training_mode_comes_back_and_dropout_sleeps(gpt):
     assert model.training
 
 
+def test_streams_of_one_model_take_turns(gpt):
+    """Each leaves the model as it was between two tokens, also when one is dropped half-way."""
+    torch.manual_seed(0)
+    model = gpt.GPT(gpt.GPTConfig(context_size=8, vocab_size=17, n_layer=1, n_head=1, n_embd=8, dropout=0.5)).train()
+    model.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    alone = model.generate(prompts(), 6, temperature=0)[:, 4:]
+    first, second = (gpt.stream(model, prompts(), 6, temperature=0) for _ in range(2))
+    drawn = []
+    for step in range(6):
+        if step < 2:
+            assert torch.equal(next(first), alone[:, step])
+            assert [module.training for module in model.modules()] == modes
+        if step == 2:
+            first.close()
+        drawn.append(next(second))
+        assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.stack(drawn, dim=1), alone)
+
+
+def test_a_stream_leaves_gradients_on_for_its_reader(gpt, model):
+    stream = gpt.stream(model, prompts(), 3)
+    next(stream)
+    assert torch.is_grad_enabled()
+    assert model(prompts())[0].requires_grad
+
+
 # --- the cache
 
 
@@ -202,7 +334,7 @@ def test_cached_logits_equal_uncached_ones(model):
     cache, pieces = model.new_cache(2), []
     for start, stop in [(0, 5), (5, 9), (9, 10), (10, 11), (11, 12)]:
         pieces.append(model(tokens[:, start:stop], cache=cache)[0])
-    torch.testing.assert_close(torch.cat(pieces, dim=1), model(tokens)[0], atol=1e-12, rtol=0)
+    close(torch.cat(pieces, dim=1), model(tokens)[0], 1e-12)
 
 
 @pytest.mark.parametrize("length", [1, 4, 11, 12, 15])
@@ -227,20 +359,65 @@ def test_past_the_context_the_model_reads_its_last_tokens(model):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("wrong", "error", "message"),
     [
-        (dict(temperature=-0.1), r"temperature must be at least 0 .* got -0.1"),
-        (dict(temperature=math.nan), "temperature must be at least 0 .* got nan"),
-        (dict(top_k=0), "top_k must be an int of at least 1.* got 0"),
-        (dict(top_k=2.5), "top_k must be an int of at least 1.* got 2.5"),
-        (dict(top_p=0.0), r"top_p must be in \(0, 1\].* got 0.0"),
-        (dict(top_p=1.01), r"top_p must be in \(0, 1\].* got 1.01"),
-        (dict(max_new_tokens=-1), "max_new_tokens must be at least 0, got -1"),
+        (dict(temperature=-0.1), ValueError, "temperature .* got -0.1"),
+        (dict(temperature=math.nan), ValueError, "temperature .* got nan"),
+        (dict(temperature=math.inf), ValueError, "temperature .* got inf"),
+        (dict(temperature="1"), TypeError, "temperature .* got '1'"),
+        (dict(temperature=True), TypeError, "temperature .* got True"),
+        (dict(temperature=None), TypeError, "temperature .* got None"),
+        (dict(top_k=0), ValueError, "top_k .* at least 1.* got 0"),
+        (dict(top_k=2.5), TypeError, "top_k .* at least 1.* got 2.5"),
+        (dict(top_k=True), TypeError, "top_k .* at least 1.* got True"),
+        (dict(top_p=0.0), ValueError, r"top_p .*\(0, 1\].* got 0.0"),
+        (dict(top_p=1.01), ValueError, r"top_p .*\(0, 1\].* got 1.01"),
+        (dict(top_p=math.nan), ValueError, r"top_p .*\(0, 1\].* got nan"),
+        (dict(top_p="0.9"), TypeError, "top_p .* got '0.9'"),
+        (dict(min_p=-0.1), ValueError, r"min_p .*\[0, 1\].* got -0.1"),
+        (dict(min_p=1.1), ValueError, r"min_p .*\[0, 1\].* got 1.1"),
+        (dict(repetition_penalty=0.0), ValueError, "repetition_penalty .* above 0.* got 0.0"),
+        (dict(repetition_penalty=math.inf), ValueError, "repetition_penalty .* finite.* got inf"),
+        (dict(max_new_tokens=-1), ValueError, "max_new_tokens .* at least 0, got -1"),
+        (dict(max_new_tokens=1.0), TypeError, "max_new_tokens .* got 1.0"),
+        (dict(max_new_tokens=True), TypeError, "max_new_tokens .* got True"),
+        (dict(eos_token=17), ValueError, r"eos_token .* 0\.\.16.* got 17"),
+        (dict(eos_token=-1), ValueError, r"eos_token .* 0\.\.16.* got -1"),
+        (dict(eos_token=1.0), TypeError, "eos_token .* got 1.0"),
     ],
 )
-def test_a_wrong_setting_is_named(model, wrong, message):
-    with pytest.raises(ValueError, match=message):
-        model.generate(prompts(), **{"max_new_tokens": 3, **wrong})
+def test_a_wrong_setting_is_named(gpt, model, wrong, error, message):
+    arguments = {"max_new_tokens": 3, **wrong}
+    with pytest.raises(error, match=message):
+        model.generate(prompts(), **arguments)
+    with pytest.raises(error, match=message):
+        gpt.stream(model, prompts(), **arguments)  # at the door, not at the first token
+
+
+def test_the_settings_are_checked_when_they_are_made_and_cannot_change(gpt):
+    with pytest.raises(ValueError, match="top_p"):
+        gpt.Sampling(top_p=2.0)
+    with pytest.raises(AttributeError):
+        gpt.Sampling().top_p = 2.0
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("row", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+def test_logits_without_a_largest_are_refused(gpt, row, temperature):
+    with pytest.raises(ValueError, match=r"logits .* finite"):
+        gpt.Sampling(temperature).draw(torch.tensor([[1.0, 2.0], row]))
+
+
+def test_a_penalty_needs_the_tokens_so_far(gpt):
+    sampling = gpt.Sampling(repetition_penalty=1.2)
+    for seen in (None, torch.tensor([[1, 2]])):
+        with pytest.raises(ValueError, match="seen"):
+            sampling.probabilities(torch.zeros(2, 5), seen)
+
+
+def test_logits_of_integers_are_refused(gpt):
+    with pytest.raises(TypeError, match=r"logits .* got torch\.int64"):
+        gpt.next_token_probabilities(torch.tensor([1, 2, 3]))
 
 
 @pytest.mark.parametrize("tokens", [torch.empty(1, 0, dtype=torch.int64), torch.tensor([1, 2])])
@@ -249,6 +426,8 @@ def test_an_empty_prompt_or_one_without_a_batch_is_refused(model, tokens):
         model.generate(tokens, 3)
 
 
-def test_an_id_outside_the_vocabulary_is_refused(model):
-    with pytest.raises(ValueError, match=r"tokens must be ids in 0\.\.16, got 3\.\.17"):
-        model.generate(torch.tensor([[3, 17]]), 3)
+def test_ids_that_are_none_of_the_vocabulary_are_refused_at_the_door(gpt, model):
+    with pytest.raises(ValueError, match=r"tokens .* 0\.\.16, got 3\.\.17"):
+        gpt.stream(model, torch.tensor([[3, 17]]), 3)
+    with pytest.raises(TypeError, match=r"tokens .* got torch\.float32"):
+        gpt.stream(model, torch.tensor([[3.0, 4.0]]), 3)

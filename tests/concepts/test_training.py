@@ -5,8 +5,11 @@ import os
 import signal
 import threading
 
+import numpy as np
 import pytest
 import torch
+
+from tests.comparing import close
 
 SIZES = dict(context_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 
@@ -35,8 +38,8 @@ def test_the_schedule_climbs_in_a_line_and_falls_in_a_half_cosine(gpt):
     rates = [gpt.cosine_schedule(step, peak=4.0, warmup=3, total=11, floor=1.0) for step in range(13)]
     assert rates[:3] == [1.0, 2.0, 3.0]
     assert rates[3] == 4.0
-    assert rates[7] == pytest.approx(2.5, abs=1e-15)  # half-way through the cosine: the mean of peak and floor
-    assert rates[5] == pytest.approx(1 + 3 * (1 + math.cos(math.pi / 4)) / 2, abs=1e-15)
+    close(rates[7], 2.5, 1e-15)  # half-way through the cosine: the mean of peak and floor
+    close(rates[5], 1 + 3 * (1 + math.cos(math.pi / 4)) / 2, 1e-15)
     assert rates[11] == rates[12] == 1.0
     assert rates[3:12] == sorted(rates[3:12], reverse=True)
 
@@ -68,7 +71,7 @@ def test_an_update_of_the_loop_is_the_update_in_numpy(gpt):
     expected, _ = gpt.backward.adamw_step(parameters, clipped, lr=0.01, beta1=0.9, beta2=0.95, weight_decay=0.1)
     gpt.train(model, loader(gpt), 1, gpt.adamw(model, lr=0.01), "cpu", max_grad_norm=0.5)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), torch.from_numpy(expected[name]), atol=1e-12, rtol=0)
+        close(parameter.detach(), torch.from_numpy(expected[name]), 1e-12)
 
 
 # --- accumulation
@@ -86,9 +89,9 @@ def test_micro_batches_give_the_gradient_of_the_full_batch(gpt, counts):
     loss.backward()
     parts = small_model(gpt).double()
     mean_loss = gpt.batch_gradient(parts, list(zip(tokens, targets, strict=True)))
-    assert mean_loss == pytest.approx(loss.item(), abs=1e-14)
+    close(mean_loss, loss.item(), 1e-14)
     for a, b in zip(parts.parameters(), full.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-14, rtol=0)
+        close(a.grad, b.grad, 1e-14)
 
 
 def test_unequal_micro_batches_count_by_their_targets(gpt):
@@ -99,7 +102,7 @@ def test_unequal_micro_batches_count_by_their_targets(gpt):
     model = small_model(gpt).double()
     losses = [model(inputs, aims)[1].item() for inputs, aims in zip(tokens, targets, strict=True)]
     mean_loss = gpt.batch_gradient(model, list(zip(tokens, targets, strict=True)))
-    assert mean_loss == pytest.approx((1 * losses[0] + 8 * losses[1]) / 9, abs=1e-14)
+    close(mean_loss, (1 * losses[0] + 8 * losses[1]) / 9, 1e-14)
 
 
 def test_accumulation_trains_like_the_large_batch(gpt):
@@ -120,7 +123,7 @@ def test_accumulation_trains_like_the_large_batch(gpt):
     large, small = small_model(gpt).double(), small_model(gpt).double()
     gpt.train(large, loader(gpt), 5, gpt.adamw(large, lr=0.01), "cpu")
     gpt.train(small, Halves(), 5, gpt.adamw(small, lr=0.01), "cpu", accumulation=2)
-    torch.testing.assert_close(weights(small), weights(large), atol=1e-10, rtol=0)  # worst measured 4e-15
+    close(weights(small), weights(large), 1e-10)  # worst measured 4e-15
 
 
 # --- evaluation
@@ -139,9 +142,9 @@ def test_evaluation_predicts_every_token_but_the_first_once(gpt):
     assert predicted == len(ids) - 1
     for batch_size in (1, 2, 32):
         score = gpt.evaluate(model, ids, characters=100, batch_size=batch_size)
-        assert score.loss == pytest.approx(total / predicted, abs=1e-12)
-        assert score.perplexity == pytest.approx(math.exp(total / predicted), abs=1e-10)
-        assert score.bits_per_character == pytest.approx(total / math.log(2) / 100, abs=1e-12)
+        close(score.loss, total / predicted, 1e-12)
+        close(score.perplexity, math.exp(total / predicted), 1e-10)
+        close(score.bits_per_character, total / math.log(2) / 100, 1e-12)
 
 
 def test_evaluation_reads_a_token_file_and_leaves_the_model_training(gpt, tmp_path):
@@ -181,7 +184,7 @@ def test_an_uninformed_model_has_the_loss_of_a_guess(gpt):
     model = small_model(gpt)
     with torch.no_grad():
         model.token_embedding.weight.zero_()
-    assert gpt.evaluate(model, text_ids()).loss == pytest.approx(math.log(11), abs=1e-6)
+    close(gpt.evaluate(model, text_ids()).loss, math.log(11), 1e-6)
 
 
 # --- the loop
@@ -216,7 +219,7 @@ def test_the_schedule_sets_the_rate_of_each_update(gpt):
     optimizer = torch.optim.SGD(model.parameters(), lr=99.0)
     optimizer.register_step_pre_hook(lambda opt, *_: rates.append(opt.param_groups[0]["lr"]))
     gpt.train(model, loader(gpt), 4, optimizer, "cpu", schedule=lambda step: 0.1 * step)
-    assert rates == [0.0, 0.1, 0.2, pytest.approx(0.3)]
+    close(rates, [0.0, 0.1, 0.2, 0.3], 1e-15)
 
 
 def test_averaging_returns_the_moving_average(gpt):
@@ -225,7 +228,7 @@ def test_averaging_returns_the_moving_average(gpt):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     optimizer.register_step_post_hook(lambda *_: seen.append(weights(model)))
     gpt.train(model, loader(gpt), 3, optimizer, "cpu", average=0.5)
-    torch.testing.assert_close(weights(model), seen[0] / 4 + seen[1] / 4 + seen[2] / 2, atol=1e-14, rtol=0)
+    close(weights(model), seen[0] / 4 + seen[1] / 4 + seen[2] / 2, 1e-14)
 
 
 def test_bfloat16_trains_close_to_float32(gpt):
@@ -236,7 +239,7 @@ def test_bfloat16_trains_close_to_float32(gpt):
         assert next(model.parameters()).dtype == torch.float32
         losses[precision] = history.train[-1][1]
     assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], abs=0.01)  # measured 3e-4
+    close(losses["bfloat16"], losses["float32"], 0.01)  # measured 3e-4
 
 
 def test_the_loss_is_unscaled_before_it_is_clipped(gpt):
@@ -244,10 +247,10 @@ def test_the_loss_is_unscaled_before_it_is_clipped(gpt):
     plain, scaled = small_model(gpt).double(), small_model(gpt).double()
     for model, scaler in ((plain, None), (scaled, torch.amp.GradScaler("cpu", init_scale=1024.0))):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        run = gpt.training.Run(model, loader(gpt), optimizer, device="cpu", max_grad_norm=1e-3)
-        run.scaler = scaler
+        run = gpt.Run(model, loader(gpt), optimizer, device="cpu", max_grad_norm=1e-3)
+        run.scaler = scaler or run.scaler
         run.step()
-    torch.testing.assert_close(weights(scaled), weights(plain), atol=1e-12, rtol=0)
+    close(weights(scaled), weights(plain), 1e-12)
 
 
 def test_a_checkpoint_holds_the_scale_of_the_loss(gpt, tmp_path):
@@ -256,7 +259,7 @@ def test_a_checkpoint_holds_the_scale_of_the_loss(gpt, tmp_path):
     def prepared(scale):
         model = small_model(gpt)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        run = gpt.training.Run(model, loader(gpt), optimizer, device="cpu", folder=tmp_path)
+        run = gpt.Run(model, loader(gpt), optimizer, device="cpu", max_grad_norm=None, folder=tmp_path)
         run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return run
 
@@ -267,7 +270,7 @@ def test_a_checkpoint_holds_the_scale_of_the_loss(gpt, tmp_path):
     assert resumed.scaler.get_scale() == 1024.0
 
 
-# --- stopping and going on
+# --- stopping and resuming
 
 
 def run(gpt, folder, n_steps, resume=False, **options):
@@ -283,7 +286,7 @@ def run(gpt, folder, n_steps, resume=False, **options):
 
 
 def test_six_steps_and_six_more_are_twelve_bit_for_bit(gpt, tmp_path):
-    """Weights, average, optimizer, data order, dropout, schedule, history: all of it goes on."""
+    """Weights, average, optimizer, data order, dropout, schedule, history: all of it resumes."""
     whole, whole_history = run(gpt, tmp_path / "whole", 12)
     run(gpt, tmp_path / "parts", 6)
     torch.rand(100)  # a stranger draws random numbers in between
@@ -364,7 +367,7 @@ def test_the_best_model_is_kept_when_later_ones_are_worse(gpt, tmp_path):
     assert history.validation[-1][1] > history.validation[2][1] + 1, "the later models must be worse"
     assert history.best == history.validation[2][1]
     assert torch.equal(weights(gpt.GPT.from_pretrained(tmp_path / "best")), weights(kept))
-    assert gpt.evaluate(kept, ids).loss == pytest.approx(history.best, abs=1e-6)
+    close(gpt.evaluate(kept, ids).loss, history.best, 1e-6)
 
 
 def test_ctrl_c_finishes_the_step_and_saves(gpt, tmp_path):
@@ -399,6 +402,86 @@ def test_training_works_outside_the_main_thread(gpt):
     assert not torch.equal(weights(model), before)
 
 
+# --- a run by itself
+
+
+def small_run(gpt, seed=0, **options):
+    model = small_model(gpt, seed)
+    return gpt.Run(model, loader(gpt, seed=3), gpt.adamw(model, lr=0.01), device="cpu", **options)
+
+
+def test_train_is_a_loop_over_run(gpt):
+    """The short door and the same steps by hand: equal bit for bit."""
+    model, history = small_model(gpt), gpt.History()
+    gpt.train(model, loader(gpt, seed=3), 6, gpt.adamw(model, lr=0.01), "cpu", 3, average=0.9, accumulation=2,
+              validation=text_ids(60, 9), eval_interval=6, history=history)  # fmt: skip
+    run = small_run(gpt, average=0.9, accumulation=2)
+    losses = [run.step() for _ in range(3)]
+    assert run.log() == sum(losses) / 3
+    losses = [run.step() for _ in range(3)]
+    assert run.log() == sum(losses) / 3
+    assert run.evaluate(text_ids(60, 9)) == history.validation[0][1]
+    assert (run.history.train, run.history.step) == (history.train, 6)
+    assert torch.equal(weights(run.result), weights(model))
+    assert not torch.equal(weights(run.model), weights(model)), "the average must differ from the last weights"
+    assert run.finish() is run.model
+    assert torch.equal(weights(run.model), weights(model))
+
+
+def test_the_state_of_a_run_restores_another(gpt):
+    """Two updates, the state into a run with other weights, two more: those of four updates, the model aside."""
+    whole, first, second = small_run(gpt, average=0.5), small_run(gpt, average=0.5), small_run(gpt, 1, average=0.5)
+    for _ in range(4):
+        whole.step()
+    for _ in range(2):
+        first.step()
+    second.load_state_dict(first.state_dict())
+    second.model.load_state_dict(first.model.state_dict())
+    for _ in range(2):
+        second.step()
+    assert torch.equal(weights(second.model), weights(whole.model))
+    assert torch.equal(weights(second.result), weights(whole.result))
+    assert second.history.step == 4
+    assert second.log() == whole.log()
+
+
+def test_a_state_with_other_parts_changes_nothing(gpt):
+    run = small_run(gpt)
+    before = weights(run.model)
+    with pytest.raises(ValueError, match="averaged"):
+        run.load_state_dict(small_run(gpt, 1, average=0.5).state_dict())
+    assert torch.equal(weights(run.model), before)
+    assert run.history.step == 0
+
+
+def test_a_run_saved_before_the_losses_were_the_runs_own_resumes(gpt, tmp_path):
+    """The layout of a checkpoint's state is fixed: a list of the unlogged losses lies in the history."""
+    run = small_run(gpt, folder=tmp_path)
+    losses = [run.step(), run.step()]
+    state = run.state_dict()
+    assert sorted(state) == ["dataloader", "history", "optimizer"]
+    assert state["history"] == dict(step=2, train=[], validation=[], best=math.inf, stopped_early=False, pending=losses)
+
+
+def test_a_history_is_continued(gpt):
+    model, history = small_model(gpt), gpt.History()
+    for n_steps in (3, 5):
+        gpt.train(model, loader(gpt), n_steps, gpt.adamw(model), "cpu", history=history)
+    assert [step for step, _ in history.train] == [3, 5]
+    with pytest.raises(ValueError, match="n_steps must be more than the 5 steps of the history, got 5"):
+        gpt.train(model, loader(gpt), 5, gpt.adamw(model), "cpu", history=history)
+
+
+def test_a_run_without_a_folder_cannot_be_saved_and_one_without_steps_not_logged(gpt):
+    run = small_run(gpt)
+    with pytest.raises(ValueError, match="folder=None"):
+        run.save()
+    with pytest.raises(ValueError, match="folder=None"):
+        run.start(resume=True)
+    with pytest.raises(ValueError, match="at least one step"):
+        run.log()
+
+
 # --- bad input
 
 
@@ -408,11 +491,14 @@ def test_training_works_outside_the_main_thread(gpt):
         (dict(n_steps=0), "n_steps must be at least 1, got 0"),
         (dict(accumulation=0), "accumulation must be at least 1, got 0"),
         (dict(eval_interval=0), "eval_interval must be at least 1, got 0"),
+        (dict(max_grad_norm=0.0), "max_grad_norm must be above 0.* got 0.0"),
+        (dict(max_grad_norm=math.nan), "max_grad_norm must be above 0.* got nan"),
+        (dict(average=math.nan), r"average must be in \[0, 1\).* got nan"),
         (dict(precision="int8"), "precision must be one of float32, bfloat16, float16, got 'int8'"),
         (dict(precision="float16", device="cpu"), "precision float16 needs a GPU"),
         (dict(resume=True), "resume needs the folder"),
         (dict(device="xpu"), "device 'xpu' is not available here"),
-        (dict(device="tpu"), "device 'tpu' is not available here"),
+        (dict(device="tpu"), "device 'tpu' is not one that PyTorch knows"),
         (dict(device="cuda:99"), "device 'cuda:99' is not available here"),
         (dict(average=1.5), r"average must be in \[0, 1\), or None for no average, got 1.5"),
     ],
@@ -427,11 +513,59 @@ def test_a_wrong_option_is_named_and_nothing_moves(gpt, wrong, message):
     assert not model.training
 
 
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        (dict(n_steps=1.0), "n_steps"),
+        (dict(n_steps=True), "n_steps"),
+        (dict(log_interval="50"), "log_interval"),
+        (dict(accumulation=2.0), "accumulation"),
+        (dict(schedule=0.1), "schedule"),
+        (dict(dataloader=[1, 2]), "batches"),
+    ],
+)
+def test_an_option_of_another_type_is_named(gpt, wrong, name):
+    model = small_model(gpt).eval()
+    arguments = {"n_steps": 1, "device": "cpu", "dataloader": loader(gpt), **wrong}
+    with pytest.raises(TypeError, match=f"{name} must"):
+        gpt.train(model, optimizer=gpt.adamw(model), **arguments)
+    assert not model.training
+
+
 def test_a_checkpoint_of_another_config_is_refused(gpt, tmp_path):
     run(gpt, tmp_path, 2)
     other = small_model(gpt, n_layer=1)
     with pytest.raises(ValueError, match="n_layer"):
         gpt.train(other, loader(gpt), 3, gpt.adamw(other), "cpu", folder=tmp_path, average=0.9, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (dict(tokens=torch.rand(20)), TypeError, "tokens must be integer .* got torch.float32"),
+        (dict(tokens=np.ones(20)), TypeError, "tokens must be integer .* got torch.float64"),
+        (dict(tokens=torch.ones(20, dtype=torch.bool)), TypeError, "tokens must be integer .* got torch.bool"),
+        (dict(tokens=text_ids(20).view(2, 10)), ValueError, r"tokens must have the shape \[n\], got \[2, 10\]"),
+        (dict(tokens=torch.tensor([1, -1, 2])), ValueError, r"tokens must be ids in 0\.\.10, got -1\.\.2"),
+        (dict(tokens=np.array([1, 11, 2], dtype=np.uint16)), ValueError, r"tokens must be ids in 0\.\.10, got 1\.\.11"),
+        (dict(batch_size=0), ValueError, "batch_size must be at least 1, got 0"),
+        (dict(batch_size=2.0), TypeError, "batch_size must be an int .* got 2.0"),
+        (dict(characters=0), ValueError, "characters must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_named(gpt, wrong, error, message):
+    model = small_model(gpt)
+    with pytest.raises(error, match=message):
+        gpt.evaluate(**{"model": model, "tokens": text_ids(), **wrong})
+    assert model.training
+
+
+def test_the_parts_of_a_model_keep_their_modes_when_it_is_evaluated(gpt):
+    model = small_model(gpt, dropout=0.5).train()
+    model.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    gpt.evaluate(model, text_ids(50))
+    assert [module.training for module in model.modules()] == modes
 
 
 def test_one_token_cannot_be_evaluated(gpt):

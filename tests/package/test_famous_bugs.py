@@ -106,23 +106,23 @@ BUGS = {
         test_training.test_six_steps_and_six_more_are_twelve_bit_for_bit,
     ),
     "a resume that loses its place in the data": (
-        "training.Run.load_state_dict",
-        {"part.load_state_dict(state[name])": 'name == "dataloader" or part.load_state_dict(state[name])'},
+        "training.Run._parts",
+        {'parts["dataloader"] = self.batches': "pass"},
         test_training.test_six_steps_and_six_more_are_twelve_bit_for_bit,
     ),
     "a resume that loses the scaler": (
-        "training.Run.load_state_dict",
-        {"part.load_state_dict(state[name])": 'name == "scaler" or part.load_state_dict(state[name])'},
+        "training.Run._parts",
+        {'parts["scaler"] = self.scaler': "pass"},
         test_training.test_a_checkpoint_holds_the_scale_of_the_loss,
     ),
     "a resume that loses the step of the schedule": (
         "training.Run.load_state_dict",
-        {"setattr(self.history, name, value)": 'name == "step" or setattr(self.history, name, value)'},
+        {'self.history.step = past["step"]': "pass"},
         test_training.test_six_steps_and_six_more_are_twelve_bit_for_bit,
     ),
     "a resume that overwrites the best model with a worse one": (
         "training.Run.load_state_dict",
-        {"setattr(self.history, name, value)": 'name == "best" or setattr(self.history, name, value)'},
+        {'self.history.best = past["best"]': "pass"},
         test_training.test_the_best_model_is_kept_when_later_ones_are_worse,
     ),
     "a save that writes over the old file in place": (
