@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt.commands.attend import token_texts
+from gpt.commands.evaluate import held_out_score
+from gpt.commands.output import stream_text
+
 
 @pytest.fixture(scope="module")
 def text_file(tmp_path_factory):
@@ -86,8 +90,8 @@ def test_the_tour_does_what_it_says(command, tmp_path):
 
 def test_labels_of_half_characters_are_their_bytes(gpt):
     tokenizer = gpt.BPETokenizer([], special_tokens=())
-    assert gpt.__main__.token_texts(tokenizer, list("aé".encode())) == [b"a", b"\xc3", b"\xa9"]
-    assert gpt.__main__.token_texts(gpt.CharTokenizer.from_text("aé"), [0, 1]) == ["a", "é"]
+    assert token_texts(tokenizer, list("aé".encode())) == [b"a", b"\xc3", b"\xa9"]
+    assert token_texts(gpt.CharTokenizer.from_text("aé"), [0, 1]) == ["a", "é"]
 
 
 def test_bits_per_character_do_not_count_the_first_token_which_is_only_read(gpt):
@@ -95,7 +99,7 @@ def test_bits_per_character_do_not_count_the_first_token_which_is_only_read(gpt)
     # held out are "ab", which is only read, and "c" and "d"
     corpus = gpt.Corpus.from_text("ab" * 10 + "abcd", tokenizer, 4 / 24)
     model = gpt.GPT(gpt.GPTConfig(context_size=4, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=4))
-    score = gpt.__main__.held_out_score(model, corpus)
+    score = held_out_score(model, corpus)
     assert score.bits_per_character == pytest.approx(score.loss / math.log(2), abs=1e-9)
 
 
@@ -175,7 +179,7 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         def head(self, hidden):
             return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
 
-    text = gpt.__main__.write_on(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, seed=0)
+    text = stream_text(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, seed=0)
     assert text == "xaé€"
     assert capsys.readouterr().out == "xaé€\n"
 
