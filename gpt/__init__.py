@@ -17,5 +17,5 @@ from gpt.model import GPT
 from gpt.positions import LearnedPositionalEncoding, PositionalEncoding, sinusoids
 from gpt.storage.corpora import Corpus, RandomWindows, load_text
 from gpt.storage.pretrained import load_pretrained_tokenizer
-from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, ids_to_text, text_to_ids
+from gpt.tokens import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, gpt2_tokenizer, ids_to_text, text_to_ids
 from gpt.training import History, adamw, batch_gradient, cosine_schedule, evaluate, train

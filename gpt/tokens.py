@@ -8,65 +8,91 @@ A language model predicts the next token: a number from a fixed vocabulary. Two 
   Sennrich et al. 2016; Radford et al. 2019, section 2.2). Frequent words become one token, rare ones a few.
 
 Training and a plain reference encoder are written out here; everyday encoding runs on tiktoken's engine,
-which gives the same ids, faster. DEEP_THEORY_GUIDE.md, Part 1.
+which gives the same ids, faster. Files: gpt/storage/tokenizer_files.py. DEEP_THEORY_GUIDE.md, Part 1.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 import math
+import re
+from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Protocol, Self, TypeVar, runtime_checkable
 
 import regex
 import tiktoken
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from gpt.support.files import atomic_file, read_json
-
 Pair = tuple[bytes, bytes]
+Piece = TypeVar("Piece", str, bytes)
+Special = str | Collection[str]  # "all", or a set of special tokens
 
 END_OF_TEXT = "<|endoftext|>"
 
 # GPT-2 never merges across the borders of these pre-tokens (released code, encoder.py). In order of preference:
-# an English contraction; a word, a number or a run of other signs, each with at most one space before it;
+# an English contraction; a word, a number or a run of other characters, each with at most one space before it;
 # white space, of which the last space is left to the word that follows. Contractions are lower-case only, an
 # oversight that was kept.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-class _Saved:
-    """Saving and loading, the same for both tokenizers: one JSON file, its "type" says which."""
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer. All three below have it; so may one of your own.
+
+    vocab_size   ids are in 0 ... vocab_size - 1
+    end_of_text  the id that ends a document, or None if there is none
+    """
+
+    vocab_size: int
+    end_of_text: int | None
+
+    def encode(self, text: str, *, allowed_special: Special = frozenset()) -> list[int]:
+        """Text to ids. Special tokens are encoded as such only if allowed: a set of them, or "all"."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; a ValueError if one of them has no token."""
+        ...
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes of each id: a token may be part of a character. A ValueError if one of them has no token."""
+        ...
 
     def save(self, path: str | Path) -> None:
-        """Write a JSON file. On an error (a full disk, say) a file that was there before stays as it was."""
-        content = json.dumps(self._to_json(), ensure_ascii=False, indent=1).encode()
-        with atomic_file(path) as temporary:
-            temporary.write_bytes(content)
+        """Write a JSON file that `load_tokenizer` reads."""
+        ...
 
+
+class _Loaded:
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. A damaged file, or one of another kind, is a ValueError."""
+        """Read what `save` wrote. A damaged file, or one of another kind of tokenizer, is a ValueError."""
+        from gpt.storage.tokenizer_files import load_tokenizer
+
         tokenizer = load_tokenizer(path)
-        if type(tokenizer) is not cls:
+        if not isinstance(tokenizer, cls):
             raise ValueError(f"{path} holds a {type(tokenizer).__name__}, not a {cls.__name__}")
         return tokenizer
 
 
-class CharTokenizer(_Saved):
+class CharTokenizer(_Loaded):
     """One token per character. `stoi` maps a character to its id, `itos` an id to its character."""
 
     def __init__(self, characters: Sequence[str]) -> None:
         if not characters or len(set(characters)) != len(characters) or any(len(c) != 1 for c in characters):
             raise ValueError(f"characters must be different single characters, got {characters!r}")
+        _check_text("".join(characters), "characters")
         self.itos = dict(enumerate(characters))
         self.stoi = {character: i for i, character in self.itos.items()}
         self.vocab_size = len(self.itos)
+        self.end_of_text: int | None = None
 
     @classmethod
     def from_text(cls, text: str) -> CharTokenizer:
@@ -76,9 +102,13 @@ class CharTokenizer(_Saved):
             raise ValueError("text must hold at least one character, got an empty text")
         return cls(sorted(set(text)))
 
-    def encode(self, text: str) -> list[int]:
-        """The id of each character. A ValueError names the characters that have none."""
+    def encode(self, text: str, *, allowed_special: Special = frozenset()) -> list[int]:
+        """The id of each character. A ValueError names the characters that have none.
+
+        There are no special tokens, so `allowed_special` is empty or "all", which makes no difference.
+        """
         _check_text(text)
+        _chosen(allowed_special, set(), "allowed_special")
         if unknown := sorted(set(text) - self.stoi.keys()):
             names = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
             raise ValueError(f"text holds characters outside the vocabulary of {self.vocab_size}: {names}")
@@ -88,12 +118,15 @@ class CharTokenizer(_Saved):
         """The text of the ids. An id outside 0 ... vocab_size - 1 is a ValueError."""
         return "".join(_look_up(self.itos, ids))
 
-    def _to_json(self) -> dict[str, Any]:
-        return {"type": "char", "characters": list(self.stoi)}
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The UTF-8 bytes of each id's character. An id outside 0 ... vocab_size - 1 is a ValueError."""
+        return [character.encode() for character in _look_up(self.itos, ids)]
 
-    @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> CharTokenizer:
-        return cls(data["characters"])
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, in full or not at all."""
+        from gpt.storage.tokenizer_files import save_characters
+
+        save_characters(self, path)
 
 
 # --- byte-pair encoding: the algorithm
@@ -182,114 +215,56 @@ def learn_merges(word_counts: Mapping[bytes, int]) -> Iterator[tuple[Pair, int]]
                 heapq.heappush(heap, (-pair_counts[pair], pair))
 
 
-# --- byte-pair encoding: the tokenizer
+def ordinary_tokens(merges: Iterable[Pair]) -> list[bytes]:
+    """The tokens that are not special: the 256 bytes, then what each merge makes."""
+    return [bytes([byte]) for byte in range(256)] + [left + right for left, right in merges]
 
 
-class BPETokenizer(_Saved):
-    """Byte-level BPE with given merges; `train` learns them and `from_gpt2_files` reads GPT-2's.
+# --- byte-pair encoding: the tokenizers
 
-    merges          (left, right) pairs of bytes, in the order in which they were learned
-    vocabulary      bytes -> id of the 256 bytes, the merged tokens and, if they have ids already, the special
-                    tokens. None numbers them in this order: bytes, merges, special tokens.
-    special_tokens  strings that stand for one token and are never cut or merged
-    pattern         the pre-tokenisation; it must match every character (`encode_stream` needs GPT-2's)
 
-    Attributes: `merges`, `vocab` (bytes -> id, special tokens too), `special_tokens` (str -> id), `pattern`,
-    `vocab_size` (largest id + 1). A ValueError says which merge, id or special token is wrong.
+class ByteLevelTokenizer(_Loaded, ABC):
+    """What every byte-level tokenizer can do: encode with special tokens, as a stream, and from bytes; decode.
+
+    token_bytes     id -> bytes, special tokens too
+    special_tokens  string -> id of those that are one token each and are never cut or merged
+    pattern         the pre-tokenisation
+    vocab           bytes -> id, the inverse of token_bytes
+    vocab_size      largest id + 1
+    end_of_text     the id of "<|endoftext|>", or None
     """
 
-    def __init__(
-        self,
-        merges: Iterable[Pair],
-        vocabulary: Mapping[bytes, int] | None = None,
-        special_tokens: Collection[str] = (END_OF_TEXT,),
-        pattern: str = GPT2_PATTERN,
-    ) -> None:
-        self.merges = [(left, right) for left, right in merges]
-        pretokenize("", pattern)  # refuses a broken pattern
-        self.pattern = pattern
-        self._ranks = _rank_merges(self.merges)
-        ordinary = [bytes([byte]) for byte in range(256)] + [left + right for left, right in self.merges]
-        self.vocab = _number_tokens(ordinary, special_tokens, vocabulary)
-        self.special_tokens = {text: self.vocab[text.encode()] for text in special_tokens}
-        self.vocab_size = max(self.vocab.values()) + 1
-        self._token_of = {i: token for token, i in self.vocab.items()}
-        # The engine merges in the order of its ids, so it works on ranks; this table makes them our ids.
-        self._id_of_rank = [self.vocab[token] for token in ordinary]
-        ranks = {token: rank for rank, token in enumerate(ordinary)}
-        self._engine = tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    def __init__(self, token_bytes: Mapping[int, bytes], special_tokens: Mapping[str, int], pattern: str) -> None:
+        self.token_bytes, self.special_tokens, self.pattern = dict(token_bytes), dict(special_tokens), pattern
+        self.vocab = {token: i for i, token in token_bytes.items()}
+        self.vocab_size = max(token_bytes) + 1
+        self.end_of_text: int | None = special_tokens.get(END_OF_TEXT)
 
-    @classmethod
-    def train(
-        cls,
-        texts: str | Iterable[str],
-        n_merges: int,
-        special_tokens: Collection[str] = (END_OF_TEXT,),
-        pattern: str = GPT2_PATTERN,
-    ) -> BPETokenizer:
-        """Learn n_merges merges from one text or several documents; V = 256 + n_merges + special tokens.
+    @abstractmethod
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Text to ids without special tokens: their letters are encoded like any others."""
 
-        Special tokens in a text separate documents and are not learned from. Ties: see `learn_merges`. An empty
-        text, or one that has no pair left before n_merges are learned, is a ValueError.
-        """
-        if not isinstance(n_merges, int) or n_merges < 0:
-            raise ValueError(f"n_merges must be an integer of at least 0, got {n_merges!r}")
-        _check_special_tokens(special_tokens)
-        word_counts = count_words([texts] if isinstance(texts, str) else texts, special_tokens, pattern)
-        if not word_counts:
-            raise ValueError("texts must hold at least one character outside the special tokens")
-        merges = [pair for pair, _ in islice(learn_merges(word_counts), n_merges)]
-        if len(merges) < n_merges:
-            raise ValueError(f"n_merges is {n_merges}, but texts have only {len(merges)} merges to learn")
-        return cls(merges, special_tokens=special_tokens, pattern=pattern)
-
-    @classmethod
-    def from_gpt2_files(cls, encoder_json: str | Path, vocab_bpe: str | Path) -> BPETokenizer:
-        """Read the released GPT-2's files: `encoder.json` (token -> id) and `vocab.bpe` (merges in order)."""
-        lines = Path(vocab_bpe).read_text(encoding="utf-8").split("\n")
-        data = {
-            "pattern": GPT2_PATTERN,
-            "special_tokens": [END_OF_TEXT],
-            "merges": [line for line in lines if line and not line.startswith("#version")],
-            "vocabulary": read_json(encoder_json),
-        }
-        return _build(cls, data, f"{encoder_json} with {vocab_bpe}")
-
-    def encode(self, text: str, *, allowed_special: str | Collection[str] = frozenset()) -> list[int]:
+    def encode(
+        self, text: str, *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
+    ) -> list[int]:
         """Text to ids. As in tiktoken, a special token in the text is a ValueError unless it is allowed.
 
-        `allowed_special` is a set of special tokens, or "all"; these become their one id. Text from outside must
-        not pass for a control sign: use `encode_ordinary` for a text that only mentions special tokens.
+        Special tokens out of `allowed_special` (a set, or "all") become their one id. Those out of
+        `disallowed_special` (a set, or "all": all that are not allowed) are an error, because text from outside must
+        not pass for a control token. What is in neither is read as letters: with `disallowed_special=()` all others.
         """
         ids = []
-        for ordinary, special in self._cut_at_special(text, allowed_special):
+        for ordinary, special in self._cut_at_special(text, allowed_special, disallowed_special):
             ids += self.encode_ordinary(ordinary)
             ids += [self.special_tokens[special]] if special else []
         return ids
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Text to ids, with no eye for special tokens: their letters are encoded like any others."""
-        _check_text(text)
-        return [self._id_of_rank[rank] for rank in self._engine.encode_ordinary(text)]
-
-    def encode_reference(self, text: str, *, allowed_special: str | Collection[str] = frozenset()) -> list[int]:
-        """What `encode` computes, slowly and in plain sight: cut into pre-tokens, apply the merges to each.
-
-        The two may differ on letters and digits that are newer than Unicode 14: tiktoken's engine and the `regex`
-        library carry Unicode tables of different age.
-        """
-        ids = []
-        for ordinary, special in self._cut_at_special(text, allowed_special):
-            for word in pretokenize(ordinary, self.pattern):
-                ids += [self.vocab[token] for token in apply_merges(word.encode(), self._ranks)]
-            ids += [self.special_tokens[special]] if special else []
-        return ids
-
     def encode_stream(
-        self, chunks: Iterable[str], *, allowed_special: str | Collection[str] = frozenset()
+        self, chunks: Iterable[str], *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
     ) -> Iterator[int]:
         """Yield the ids of the joined chunks, wherever these are cut, and hold only what is not yet settled.
 
+        The options are those of `encode`; `disallowed_special=()` alone gives the ids of `encode_ordinary`.
         The text is settled up to the last place where white space follows something else: under GPT-2's pattern
         a pre-token always ends there, and neither side depends on the other. So what is held is about two chunks,
         or two of the longest stretch without such a place (a text without white space is held whole).
@@ -306,157 +281,272 @@ class BPETokenizer(_Saved):
             border = regex.search(r"(?r)(?<=\S)\s", held, endpos=max(0, len(held) - longest_special))
             cut = border.start() if border else 0
             end = 0
-            for ordinary, special in self._cut_at_special(held, allowed_special):
+            for ordinary, special in self._cut_at_special(held, allowed_special, disallowed_special):
                 start, end = end + len(ordinary), end + len(ordinary) + len(special)
                 if start < cut < end:
                     cut = start
-            yield from self.encode(held[:cut], allowed_special=allowed_special)
+            yield from self.encode(held[:cut], allowed_special=allowed_special, disallowed_special=disallowed_special)
             held = held[cut:]
             unsettled = len(held)
-        yield from self.encode(held, allowed_special=allowed_special)
+        yield from self.encode(held, allowed_special=allowed_special, disallowed_special=disallowed_special)
+
+    def encode_bytes(self, data: bytes) -> list[int]:
+        """Any bytes to ids. Stretches of UTF-8 give the ids of `encode_ordinary`, every other byte its own id."""
+        text = data.decode("utf-8", errors="surrogateescape")  # byte 0x80 + i, if not UTF-8, becomes U+DC80 + i
+        ids = []
+        for i, part in enumerate(re.split("([\udc80-\udcff])", text)):
+            ids += self.encode_ordinary(part) if i % 2 == 0 else [self.vocab[bytes([ord(part) - 0xDC00])]]
+        return ids
+
+    def pieces(self, ids: Iterable[int]) -> list[bytes]:
+        """The bytes of each id; a token may be part of a character. An id without a token is a ValueError."""
+        return _look_up(self.token_bytes, ids)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of the ids. An id that the vocabulary lacks is a ValueError."""
-        return b"".join(_look_up(self._token_of, ids))
+        """The exact bytes of the ids. An id without a token is a ValueError."""
+        return b"".join(self.pieces(ids))
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """The text of the ids. `errors` says what to do with half a character, as in `bytes.decode`."""
         return self.decode_bytes(ids).decode("utf-8", errors=errors)
 
-    def to_tiktoken(self, name: str) -> tiktoken.Encoding:
-        """The same tokenizer as a `tiktoken.Encoding`. A ValueError if the ids do not follow the merges."""
-        if self._id_of_rank[256:] != sorted(self._id_of_rank[256:]):
-            raise ValueError("tiktoken merges in the order of the ids, and these ids do not follow the merges")
-        ids = {self._token_of[i]: i for i in self._id_of_rank}
-        return tiktoken.Encoding(name, pat_str=self.pattern, mergeable_ranks=ids, special_tokens=self.special_tokens)
+    def decode_with_offsets(self, ids: Iterable[int]) -> tuple[str, list[int]]:
+        """The text of the ids and, for each id, the position of the character in which its token begins.
 
-    def _cut_at_special(self, text: str, allowed: str | Collection[str]) -> Iterator[tuple[str, str]]:
+        As in tiktoken: a token that begins in the middle of a character has that character's position. Raises
+        UnicodeDecodeError, a ValueError, if the bytes are not valid UTF-8.
+        """
+        pieces, offsets, n_characters = self.pieces(ids), [], 0
+        for piece in pieces:
+            continues = 0x80 <= piece[0] < 0xC0  # in UTF-8 all bytes of a character but the first are in this range
+            offsets.append(max(0, n_characters - continues))
+            n_characters += sum(not 0x80 <= byte < 0xC0 for byte in piece)
+        return b"".join(pieces).decode("utf-8"), offsets
+
+    def _cut_at_special(self, text: str, allowed: Special, disallowed: Special) -> Iterator[tuple[str, str]]:
         """Pairs (ordinary text, the special token after it); the last one has an empty special token."""
         _check_text(text)
         known = set(self.special_tokens)
-        if allowed != "all" and (isinstance(allowed, str) or not known.issuperset(allowed)):
-            raise ValueError(f'allowed_special must be "all" or a set out of {sorted(known)}, got {allowed!r}')
-        allowed = known if allowed == "all" else set(allowed)
-        if forbidden := _any_of(known - allowed).search(text):
+        allowed_set = _chosen(allowed, known, "allowed_special")
+        others = known - allowed_set
+        disallowed_set = others if disallowed == "all" else _chosen(disallowed, known, "disallowed_special")
+        if both := allowed_set & disallowed_set:
+            raise ValueError(f"allowed_special and disallowed_special both hold {sorted(both)}")
+        if forbidden := _any_of(disallowed_set).search(text):
             raise ValueError(
                 f"text holds the special token {forbidden.group()!r}: name it in allowed_special to encode it as "
-                "that token, or use encode_ordinary to encode its letters"
+                "that token, or leave it out of disallowed_special to encode its letters"
             )
-        pieces = [*_any_of(allowed).split(text), ""]
+        pieces = [*_any_of(allowed_set).split(text), ""]
         return zip(pieces[::2], pieces[1::2], strict=True)
 
-    def _to_json(self) -> dict[str, Any]:
-        return {
-            "type": "bpe",
-            "pattern": self.pattern,
-            "special_tokens": list(self.special_tokens),
-            "merges": [f"{_spell(left)} {_spell(right)}" for left, right in self.merges],
-            "vocabulary": {_spell(self._token_of[i]): i for i in self._id_of_rank} | self.special_tokens,
-        }
+
+class BPETokenizer(ByteLevelTokenizer):
+    """Byte-level BPE with given merges; `train` learns them and `from_gpt2_files` reads GPT-2's.
+
+    merges          (left, right) pairs of bytes, in the order in which they were learned
+    vocabulary      bytes -> id of the 256 bytes, the merged tokens and, if they have ids already, the special
+                    tokens. None numbers them in this order: bytes, merges, special tokens.
+    special_tokens  strings that are one token each and are never cut or merged
+    pattern         the pre-tokenisation; it must match every character (`encode_stream` needs GPT-2's)
+
+    Attributes: those of ByteLevelTokenizer, `merges`, and `ranks` (pair -> its place among the merges). A ValueError
+    says which merge, id or special token is wrong.
+    """
+
+    def __init__(
+        self,
+        merges: Iterable[Pair],
+        vocabulary: Mapping[bytes, int] | None = None,
+        special_tokens: Collection[str] = (END_OF_TEXT,),
+        pattern: str = GPT2_PATTERN,
+    ) -> None:
+        self.merges = [(left, right) for left, right in merges]
+        pretokenize("", pattern)  # refuses a broken pattern
+        self.ranks = _rank_merges(self.merges)
+        ordinary = ordinary_tokens(self.merges)
+        vocab = _number_tokens(ordinary, special_tokens, vocabulary)
+        ids_of_special = {text: vocab[text.encode()] for text in special_tokens}
+        super().__init__({i: token for token, i in vocab.items()}, ids_of_special, pattern)
+        # The engine merges in the order of its ids, so it works on ranks; this table makes them our ids.
+        self._id_of_rank = [vocab[token] for token in ordinary]
+        ranks = {token: rank for rank, token in enumerate(ordinary)}
+        self._engine = tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     @classmethod
-    def _from_json(cls, data: dict[str, Any]) -> BPETokenizer:
-        special = data["special_tokens"]
-        vocabulary = {t.encode() if t in special else _unspell(t): i for t, i in data["vocabulary"].items()}
-        merges = [tuple(map(_unspell, line.split(" "))) for line in data["merges"]]
-        return cls(merges, vocabulary, special, data["pattern"])
+    def train(
+        cls,
+        texts: str | Iterable[str],
+        n_merges: int | None = None,
+        special_tokens: Collection[str] = (END_OF_TEXT,),
+        pattern: str = GPT2_PATTERN,
+        *,
+        vocab_size: int | None = None,
+    ) -> BPETokenizer:
+        """Learn merges from one text or several documents; V = 256 + merges + special tokens.
+
+        Either `n_merges`, exactly that many: fewer pairs in the texts are a ValueError. Or `vocab_size`, the largest
+        V allowed: texts with fewer pairs give a smaller vocabulary, as in other libraries. Special tokens in a text
+        separate documents and are not learned from. Ties: see `learn_merges`. An empty text is a ValueError.
+        """
+        _check_special_tokens(special_tokens)
+        limit = _merge_limit(n_merges, vocab_size, len(special_tokens))
+        word_counts = count_words([texts] if isinstance(texts, str) else texts, special_tokens, pattern)
+        if not word_counts:
+            raise ValueError("texts must hold at least one character outside the special tokens")
+        merges = [pair for pair, _ in islice(learn_merges(word_counts), limit)]
+        if vocab_size is None and len(merges) < limit:
+            raise ValueError(f"n_merges is {n_merges}, but texts have only {len(merges)} merges to learn")
+        return cls(merges, special_tokens=special_tokens, pattern=pattern)
+
+    @classmethod
+    def from_gpt2_files(
+        cls, encoder_json: str | Path, vocab_bpe: str | Path, special_tokens: Collection[str] = (END_OF_TEXT,)
+    ) -> BPETokenizer:
+        """Read files like the released GPT-2's: `encoder.json` (token -> id) and `vocab.bpe` (merges in order)."""
+        from gpt.storage.tokenizer_files import read_gpt2_files
+
+        return read_gpt2_files(encoder_json, vocab_bpe, special_tokens)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Text to ids without special tokens: their letters are encoded like any others."""
+        _check_text(text)
+        return [self._id_of_rank[rank] for rank in self._engine.encode_ordinary(text)]
+
+    def encode_reference(
+        self, text: str, *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
+    ) -> list[int]:
+        """What `encode` computes, slowly and in plain sight: cut into pre-tokens, apply the merges to each.
+
+        The two may differ on letters and digits that are newer than Unicode 14: tiktoken's engine and the `regex`
+        library carry Unicode tables of different age.
+        """
+        ids = []
+        for ordinary, special in self._cut_at_special(text, allowed_special, disallowed_special):
+            for word in pretokenize(ordinary, self.pattern):
+                ids += [self.vocab[token] for token in apply_merges(word.encode(), self.ranks)]
+            ids += [self.special_tokens[special]] if special else []
+        return ids
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file, in full or not at all."""
+        from gpt.storage.tokenizer_files import save_merges
+
+        save_merges(self, path)
+
+    def to_tiktoken(self, name: str) -> tiktoken.Encoding:
+        """The same tokenizer as a `tiktoken.Encoding`. A ValueError if the ids do not follow the merges."""
+        from gpt.storage.tokenizer_files import to_tiktoken
+
+        return to_tiktoken(self, name)
 
 
-# --- GPT-2's own, files, tensors
+class GPT2Tokenizer(ByteLevelTokenizer):
+    """GPT-2's own tokenizer, 50,257 tokens, with the names of BPETokenizer and the common ones of tiktoken.
 
-
-def gpt2_tokenizer() -> tiktoken.Encoding:
-    """GPT-2's own tokenizer, 50,257 tokens. tiktoken downloads its vocabulary (1.5 MB) once and keeps it.
-
-    An OSError says what to do if that is not possible.
+    tiktoken downloads the vocabulary (1.5 MB) once and keeps it. An OSError says what to do if that is not possible.
     """
-    try:
-        return tiktoken.get_encoding("gpt2")
-    except (OSError, ValueError) as error:
-        raise OSError(
-            "GPT-2's vocabulary is not at hand and could not be downloaded. Connect to a network once, or set "
-            f"TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's copy of it. The cause: {error}"
-        ) from error
+
+    def __init__(self) -> None:
+        try:
+            self._engine = tiktoken.get_encoding("gpt2")
+        except (OSError, ValueError) as error:
+            raise OSError(
+                "GPT-2's vocabulary is missing and could not be downloaded. Connect to a network once, or set "
+                f"TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's copy of it. The cause: {error}"
+            ) from error
+        self.n_vocab, self.eot_token = self._engine.n_vocab, self._engine.eot_token  # tiktoken's names
+        token_bytes = {i: self._engine.decode_single_token_bytes(i) for i in range(self.n_vocab)}
+        super().__init__(token_bytes, {END_OF_TEXT: self.eot_token}, GPT2_PATTERN)
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        """Text to ids without special tokens: their letters are encoded like any others."""
+        _check_text(text)
+        return self._engine.encode_ordinary(text)
+
+    def decode_single_token_bytes(self, token: int) -> bytes:
+        """The bytes of one id. An id without a token is a ValueError."""
+        return self.pieces([token])[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file that names this tokenizer: its vocabulary is not copied."""
+        from gpt.storage.tokenizer_files import save_name
+
+        save_name(path)
 
 
-def load_tokenizer(path: str | Path) -> CharTokenizer | BPETokenizer:
-    """Read what `save` of either tokenizer wrote. A damaged or foreign file is a ValueError."""
-    data = read_json(path)
-    kind = {"char": CharTokenizer, "bpe": BPETokenizer}.get(str(data.get("type")))
-    if kind is None:
-        raise ValueError(f'{path} is no tokenizer: its "type" must be "char" or "bpe", got {data.get("type")!r}')
-    return _build(kind, data, path)
+def gpt2_tokenizer() -> GPT2Tokenizer:
+    """GPT-2's own tokenizer. An OSError says what to do if its vocabulary cannot be downloaded."""
+    return GPT2Tokenizer()
 
 
-def text_to_ids(text: str, tokenizer: Any) -> Tensor:
-    """Text to a batch of one: LongTensor [1, T]. Any tokenizer with `encode` will do, tiktoken's too."""
+# --- tensors
+
+
+def text_to_ids(text: str, tokenizer: Tokenizer) -> Int[Tensor, "1 T"]:
+    """Text to a batch of one: a LongTensor."""
     return torch.tensor([tokenizer.encode(text)], dtype=torch.long)
 
 
-def ids_to_text(ids: Tensor | Sequence[int], tokenizer: Any) -> str:
+def ids_to_text(ids: Int[Tensor, "*batch T"] | Sequence[int] | Sequence[Sequence[int]], tokenizer: Tokenizer) -> str:
     """Ids [T] or [1, T] to text. A larger batch, or an id without a token, is a ValueError."""
-    ids = torch.as_tensor(ids)
-    if ids.ndim == 2 and len(ids) == 1:
-        ids = ids[0]
-    if ids.ndim != 1:
-        raise ValueError(f"ids must have the shape [T] or [1, T], got {list(ids.shape)}")
-    if len(ids) and ids.is_floating_point():
-        raise TypeError(f"ids must be integers, got {ids.dtype}")
-    try:
-        return tokenizer.decode(ids.tolist())
-    except (KeyError, OverflowError) as error:  # tiktoken's errors for it
-        raise ValueError(f"ids holds an id that the vocabulary lacks: {error}") from error
-
-
-def _byte_alphabet() -> dict[int, str]:
-    """Byte -> the character that stands for it in GPT-2's files.
-
-    `vocab.bpe` is a text file with a space between the parts of a merge, so every byte needs a visible spelling.
-    Bytes that are visible characters of Latin-1 stand for themselves. The 68 others are given the characters from
-    256 on, in order: the space (32) becomes "Ġ", the newline (10) "Ċ".
-    """
-    visible = [byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-
-
-_CHARACTER_OF = _byte_alphabet()
-_BYTE_OF = {character: byte for byte, character in _CHARACTER_OF.items()}
-
-
-def _spell(token: bytes) -> str:
-    return "".join(_CHARACTER_OF[byte] for byte in token)
-
-
-def _unspell(spelling: str) -> bytes:
-    return bytes(_BYTE_OF[character] for character in spelling)
-
-
-def _build(kind: type, data: dict[str, Any], source: object) -> Any:
-    try:
-        return kind._from_json(data)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{source} is damaged: {type(error).__name__}: {error}") from error
+    tensor = torch.as_tensor(ids)
+    if tensor.ndim == 2 and len(tensor) == 1:
+        tensor = tensor[0]
+    if tensor.ndim != 1:
+        raise ValueError(f"ids must have the shape [T] or [1, T], got {list(tensor.shape)}")
+    if len(tensor) and tensor.is_floating_point():
+        raise TypeError(f"ids must be integers, got {tensor.dtype}")
+    return tokenizer.decode(tensor.tolist())
 
 
 # --- checks
 
 
-def _check_text(text: str) -> None:
+HIGH, LOW = "[\ud800-\udbff]", "[\udc00-\udfff]"  # the two halves of a surrogate pair
+
+
+def _check_text(text: str, name: str = "text") -> None:
     if not isinstance(text, str):
-        raise TypeError(f"text must be a str, got {type(text).__name__}")
+        raise TypeError(f"{name} must be a str, got {type(text).__name__}")
     try:
         text.encode()
-    except UnicodeEncodeError as error:
-        half = f"{text[error.start]!r} at position {error.start}"
-        raise ValueError(f"text is not valid Unicode: {half} is half of a surrogate pair") from None
+    except UnicodeEncodeError:
+        found = re.search(f"{HIGH}(?!{LOW})|(?<!{HIGH}){LOW}", text) or re.search(HIGH + LOW, text)
+    else:
+        return
+    assert found is not None
+    what = "half of a surrogate pair" if len(found.group()) == 1 else "a surrogate pair, not yet joined"
+    raise ValueError(
+        f"{name} is not valid Unicode: {found.group()!r} at position {found.start()} is {what}. "
+        f'{name}.encode("utf-16", "surrogatepass").decode("utf-16", "replace") joins pairs and replaces halves'
+    )
 
 
-def _look_up(table: Mapping[int, Any], ids: Iterable[int]) -> list[Any]:
+def _look_up(table: Mapping[int, Piece], ids: Iterable[int]) -> list[Piece]:
     try:
         return [table[i] for i in ids]
     except KeyError as error:
         raise ValueError(f"ids holds {error.args[0]}, which no token has; the largest is {max(table)}") from None
+
+
+def _chosen(special: Special, known: set[str], name: str) -> set[str]:
+    """The special tokens that an option of `encode` names; "all" names all that are known."""
+    if special == "all":
+        return known
+    if isinstance(special, str) or not known.issuperset(special):
+        raise ValueError(f'{name} must be "all" or a set out of {sorted(known)}, got {special!r}')
+    return set(special)
+
+
+def _merge_limit(n_merges: int | None, vocab_size: int | None, n_special: int) -> int:
+    """How many merges to learn at most, however it was said."""
+    if (n_merges is None) == (vocab_size is None):
+        raise ValueError(f"give n_merges or vocab_size, one of the two, got {n_merges!r} and {vocab_size!r}")
+    name, value, least = ("vocab_size", vocab_size, 256 + n_special) if n_merges is None else ("n_merges", n_merges, 0)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    return value - least
 
 
 def _any_of(tokens: Collection[str]) -> regex.Pattern:
@@ -478,7 +568,7 @@ def _rank_merges(merges: Sequence[Pair]) -> dict[Pair, int]:
     """Number the merges, and make sure that each can happen.
 
     The earlier merges must turn the bytes of a new token into exactly its two parts, as they do in every learned
-    list. This rules out unknown parts and doubles. It is also what lets the engine look for neighbours whose
+    list. This rules out unknown parts and duplicates. It is also what lets the engine look for neighbours whose
     joined bytes are a token, where `apply_merges` looks for the pair itself.
     """
     ranks: dict[Pair, int] = {}
@@ -497,13 +587,13 @@ def _number_tokens(
     """The id of every token: as in the vocabulary, or else in order. Special tokens without an id come last."""
     _check_special_tokens(special_tokens)
     special = [text.encode() for text in special_tokens]
-    if doubles := set(special).intersection(ordinary):
-        raise ValueError(f"special_tokens must not be bytes or merged tokens as well: {sorted(doubles)}")
+    if duplicates := set(special).intersection(ordinary):
+        raise ValueError(f"special_tokens must not be bytes or merged tokens as well: {sorted(duplicates)}")
     vocab = {token: i for i, token in enumerate(ordinary)} if vocabulary is None else dict(vocabulary)
     if missing := set(ordinary) - vocab.keys():
         raise ValueError(f"vocabulary lacks {len(missing)} bytes or merged tokens: {sorted(missing)[:10]}")
     if strange := vocab.keys() - {*ordinary, *special}:
-        raise ValueError(f"vocabulary holds tokens neither merged nor in special_tokens: {sorted(strange)[:10]}")
+        raise ValueError(f"vocabulary holds tokens neither merged nor named in special_tokens: {sorted(strange)[:10]}")
     if any(not isinstance(i, int) or i < 0 for i in vocab.values()) or len(set(vocab.values())) < len(vocab):
         raise ValueError("vocabulary must give each token its own integer id of at least 0")
     for token in special:

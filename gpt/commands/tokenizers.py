@@ -8,7 +8,8 @@ from typing import Any
 
 def make_tokenizer(name: str, text: str) -> Any:
     """char, gpt2, bpe:MERGES (learned from the text) or a saved file."""
-    from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
+    from gpt.storage.tokenizer_files import load_tokenizer
+    from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer
 
     if name == "char":
         return CharTokenizer.from_text(text)

@@ -3,8 +3,8 @@
     text -> token ids, split into training and validation -> random windows of T + 1 tokens -> inputs and targets
 
 A window's first T tokens are the inputs, its last T the targets: at every position, the next token. So one window
-is T predictions (DEEP_THEORY_GUIDE.md, Parts 1 and 7). Text larger than memory goes to a token file, which is read
-through the same windows.
+is T predictions (DEEP_THEORY_GUIDE.md, Parts 1 and 7). Text larger than memory goes to a token file (token_file.py),
+which is read through the same windows.
 """
 
 from __future__ import annotations
@@ -12,21 +12,19 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
-import struct
 import urllib.request
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
 from gpt.support.files import atomic_file
+from gpt.tokens import Tokenizer
 
 PYTHON_DOCS = "python-docs"  # the language reference that ships inside every Python; its text varies with the version
 
@@ -79,7 +77,7 @@ def load_text(name_or_path: str | Path) -> str:
     """
     if name_or_path == PYTHON_DOCS:
         return "\n\n".join(topics[topic] for topic in sorted(topics))
-    path = fetch(name_or_path) if name_or_path in DOWNLOADS else Path(name_or_path)
+    path = fetch(str(name_or_path)) if name_or_path in DOWNLOADS else Path(name_or_path)
     if not os.path.isfile(path):  # unlike Path.is_file, it takes a string too long for a name as no file
         names = ", ".join([PYTHON_DOCS, *DOWNLOADS])
         given = str(name_or_path)[:80]
@@ -123,64 +121,72 @@ class Corpus:
     tokenizer                                what made the ids
     """
 
-    train: Tensor
-    validation: Tensor
+    train: Int[Tensor, " n"]
+    validation: Int[Tensor, " m"]
     train_characters: int
     validation_characters: int
-    tokenizer: Any
+    tokenizer: Tokenizer
 
     @classmethod
-    def from_text(cls, text: str, tokenizer: Any, validation_fraction: float = 0.1) -> Corpus:
+    def from_text(cls, text: str, tokenizer: Tokenizer, validation_fraction: float = 0.1) -> Corpus:
         """Cut off the end of the text for validation, then encode both parts.
 
         The cut counts characters, so that every tokenizer is judged by the same text. It is one cut and not many
         small ones, because neighbouring passages know too much about each other.
-        Raises ValueError if validation_fraction is not in (0, 1) or a part has fewer than 2 tokens (one to read, one
-        to predict), and what the tokenizer raises for text it cannot encode.
+        Raises TypeError if text is not a str or tokenizer not a Tokenizer, ValueError if validation_fraction is not in
+        (0, 1) or a part has fewer than 2 tokens (one to read, one to predict), and what the tokenizer raises for text
+        it cannot encode.
         """
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be in (0, 1), got {validation_fraction}")
+        if not isinstance(text, str):
+            raise TypeError(f"text must be a str, got {type(text).__name__}")
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(f"tokenizer must have all that gpt.Tokenizer lists, got {type(tokenizer).__name__}")
+        if not isinstance(validation_fraction, float) or not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be a number in (0, 1), got {validation_fraction!r}")
         cut = int((1 - validation_fraction) * len(text))
         parts = {"training": text[:cut], "validation": text[cut:]}
         # Special tokens in a text to learn from mean what they say: an end of text is one.
-        special = hasattr(tokenizer, "special_tokens") or hasattr(tokenizer, "special_tokens_set")  # ours, tiktoken's
-        options = {"allowed_special": "all"} if special else {}
-        ids = {name: torch.tensor(tokenizer.encode(part, **options), dtype=torch.long) for name, part in parts.items()}
-        for name in parts:
-            if len(ids[name]) < 2:
+        encoded = {name: tokenizer.encode(part, allowed_special="all") for name, part in parts.items()}
+        for name, ids in encoded.items():
+            if len(ids) < 2:
                 raise ValueError(
                     f"text is too short: of its {len(text)} characters, {len(parts[name])} are for {name}, which give "
-                    f"{len(ids[name])} tokens, but at least 2 are needed"
+                    f"{len(ids)} tokens, but at least 2 are needed"
                 )
-        return cls(ids["training"], ids["validation"], cut, len(text) - cut, tokenizer)
+        train, validation = (torch.tensor(ids, dtype=torch.long) for ids in encoded.values())
+        return cls(train, validation, cut, len(text) - cut, tokenizer)
 
 
 class RandomWindows:
-    """Batches of windows at random places of `tokens`: a LongTensor [n], or an array from `read_tokens`.
+    """Batches of windows at random places of `tokens`: integers [n], a tensor or an array from `read_tokens`.
 
     It draws from its own generator, so nothing else that draws random numbers changes the order of the data.
     With several processes, give all of them the same seed: each draws the places of the whole batch, world_size *
     batch_size of them, and takes its own rows. Together they see what one process with the whole batch would see.
-    Raises ValueError if tokens is not one-dimensional or has fewer than context_size + 1 tokens, or if a number is
-    out of range.
+
+    Ids are checked here, once, and not in every batch: they must be at least 0 and, if `vocab_size` is given, below
+    it. A memory-mapped array is not read through for this: `read_tokens` compares the vocabulary in its header.
+    Raises TypeError if tokens is neither a tensor nor an array, or not of integers; ValueError if it is not
+    one-dimensional, has fewer than context_size + 1 tokens or an id out of range, or if a number is out of range.
     """
 
     def __init__(
         self,
-        tokens: Tensor | np.ndarray,
+        tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"],
         context_size: int,
         batch_size: int,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        vocab_size: int | None = None,
     ) -> None:
-        for name, value in (("context_size", context_size), ("batch_size", batch_size), ("world_size", world_size)):
+        sizes = {"context_size": context_size, "batch_size": batch_size, "world_size": world_size}
+        for name, value in sizes.items():
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
-        if tokens.ndim != 1:
-            raise ValueError(f"tokens must have the shape [n], got {list(tokens.shape)}")
+        if not isinstance(rank, int) or not 0 <= rank < world_size:
+            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank!r}")
+        _check_ids(tokens, vocab_size)
         if len(tokens) < context_size + 1:
             raise ValueError(
                 f"tokens must have at least context_size + 1 = {context_size + 1} tokens (inputs, and targets one "
@@ -191,13 +197,13 @@ class RandomWindows:
         self.rows = slice(rank * batch_size, (rank + 1) * batch_size)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def next_batch(self) -> tuple[Tensor, Tensor]:
-        """inputs [batch, T] and targets [batch, T], LongTensors; targets are the inputs one token later."""
+    def next_batch(self) -> tuple[Int[Tensor, "batch T"], Int[Tensor, "batch T"]]:
+        """inputs and targets, LongTensors; targets are the inputs one token later."""
         n_places = len(self.tokens) - self.context_size  # the last window ends with the last token
         starts = torch.randint(n_places, (self.global_batch_size,), generator=self.generator)[self.rows]
         places = starts[:, None] + torch.arange(self.context_size + 1)
         if isinstance(self.tokens, Tensor):
-            windows = self.tokens[places]
+            windows = self.tokens[places].long()
         else:  # a memory-mapped array: only these places are read from the file
             windows = torch.from_numpy(self.tokens[places.numpy()].astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
@@ -207,68 +213,27 @@ class RandomWindows:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue, bit for bit, where the loader stood that gave `state`."""
+        """Continue, bit for bit, where the loader was that gave `state`."""
         self.generator.set_state(state["generator"])
 
 
-# The header of a token file, little-endian, 32 bytes.
-HEADER = struct.Struct("<8sIIQQ")
-MAGIC, VERSION = b"GPTTOKEN", 1
-
-
-def write_tokens(path: str | Path, ids: Iterable[int], vocab_size: int) -> int:
-    """Write a stream of ids to a token file, holding only a small part of it in memory. Returns their number.
-
-        bytes  0-7   the letters GPTTOKEN
-               8-11  version of this layout, 1
-              12-15  bytes per id: 2 if vocab_size is at most 65,536, else 4
-              16-23  vocab_size
-              24-31  number of ids
-              32-    the ids, unsigned
-
-    All numbers are little-endian. Raises TypeError for ids that are not integers, ValueError for an id outside
-    0..vocab_size - 1 or no ids at all, OSError if the disk is full or read-only; then no file is made or changed.
-    """
-    if not 1 <= vocab_size <= 2**32:
-        raise ValueError(f"vocab_size must be in 1..{2**32}, got {vocab_size}")
-    width = 2 if vocab_size <= 2**16 else 4
-    stream, count = iter(ids), 0
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        file.write(bytes(HEADER.size))  # filled in when the number of ids is known
-        while chunk := list(islice(stream, 2**16)):
-            block = np.asarray(chunk)
-            if block.dtype.kind not in "iu":
-                raise TypeError(f"ids must be integers, got {block.dtype} after {count} ids")
-            if block.min() < 0 or block.max() >= vocab_size:
-                raise ValueError(f"ids must be in 0..{vocab_size - 1}, got {block.min()}..{block.max()}")
-            file.write(block.astype(f"<u{width}").tobytes())
-            count += len(block)
-        if not count:
-            raise ValueError("ids must hold at least one id, got none")
-        file.seek(0)
-        file.write(HEADER.pack(MAGIC, VERSION, width, vocab_size, count))
-    return count
-
-
-def read_tokens(path: str | Path, vocab_size: int | None = None) -> np.memmap:
-    """Open a token file: an array [n] of unsigned integers whose values stay on the disk until they are used.
-
-    Raises ValueError, naming the file, if it is no token file, is cut short or too long, or was made for another
-    vocabulary than `vocab_size`. The ids themselves are not read here; the model checks those it is given.
-    """
-    path = Path(path)
-    with open(path, "rb") as file:
-        header = file.read(HEADER.size)
-    if len(header) < HEADER.size or not header.startswith(MAGIC):
-        raise ValueError(f"{path} is no token file: it does not begin with the header that write_tokens writes")
-    _, version, width, own_vocab_size, count = HEADER.unpack(header)
-    if version != VERSION:
-        raise ValueError(f"{path} has version {version} of the layout, this program reads version {VERSION}")
-    if width not in (2, 4) or not count:
-        raise ValueError(f"{path} is damaged: its header says {count} ids of {width} bytes")
-    expected, size = HEADER.size + width * count, path.stat().st_size
-    if size != expected:
-        raise ValueError(f"{path} is damaged: it has {size} bytes, but {count} ids of {width} bytes need {expected}")
-    if vocab_size is not None and vocab_size != own_vocab_size:
-        raise ValueError(f"{path} was made for a vocabulary of {own_vocab_size} tokens, not {vocab_size}")
-    return np.memmap(path, dtype=f"<u{width}", mode="r", offset=HEADER.size, shape=(count,))
+def _check_ids(tokens: Tensor | np.ndarray, vocab_size: int | None) -> None:
+    """Are they ids, and of this vocabulary? A memory-mapped array is only asked for its dtype and shape."""
+    if not isinstance(tokens, Tensor | np.ndarray):
+        raise TypeError(f"tokens must be a tensor or an array of integers, got {type(tokens).__name__}")
+    if isinstance(tokens, Tensor):
+        integers = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
+    else:
+        integers = tokens.dtype.kind in "iu"
+    if not integers:
+        raise TypeError(f"tokens must be integers, got {tokens.dtype}")
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens must have the shape [n], got {list(tokens.shape)}")
+    if vocab_size is not None and (not isinstance(vocab_size, int) or vocab_size < 1):
+        raise ValueError(f"vocab_size must be an integer of at least 1, got {vocab_size!r}")
+    if isinstance(tokens, np.memmap) or not len(tokens):
+        return
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or (vocab_size is not None and high >= vocab_size):
+        allowed = "at least 0" if vocab_size is None else f"in 0..{vocab_size - 1}"
+        raise ValueError(f"tokens must be {allowed}, got {low}..{high}")

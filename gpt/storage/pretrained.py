@@ -15,7 +15,6 @@ from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tiktoken
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -23,8 +22,9 @@ from torch import Tensor
 
 from gpt.config import GPTConfig
 from gpt.model import GPT
+from gpt.storage.tokenizer_files import load_tokenizer
 from gpt.support.files import atomic_file, read_json
-from gpt.tokens import BPETokenizer, CharTokenizer, gpt2_tokenizer, load_tokenizer
+from gpt.tokens import Tokenizer, gpt2_tokenizer
 
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # at huggingface.co/openai-community
 BUNDLED = {"tinyshakespeare": Path(__file__).parent / "tinyshakespeare"}
@@ -49,7 +49,7 @@ MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # Older files hold each 
 # Anything else, whole numbers say, would be a quantised model, whose scales we do not know.
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# What our model can be, in the words of config.json. The first value is written, and stands for a missing field.
+# What our model can be, in the words of config.json. The first value is written, and taken for a missing field.
 ALLOWED: dict[str, tuple] = {
     "model_type": ("gpt2",),
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh form
@@ -82,12 +82,12 @@ def load_pretrained(name: str | Path) -> GPT:
     Raises ValueError for an unknown name, a damaged file and for whatever our GPT-2 is not; OSError without a network.
     """
     if name in RELEASED:
-        return _load(_download(name, "config.json"), [_download(name, "model.safetensors")])
+        return _load(_download(str(name), "config.json"), [_download(str(name), "model.safetensors")])
     folder = _folder(name)
     return _load(folder / "config.json", _weight_files(folder))
 
 
-def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer | tiktoken.Encoding:
+def load_pretrained_tokenizer(name: str | Path) -> Tokenizer:
     """The tokenizer that the model of this name was trained with.
 
     A folder without a tokenizer.json has GPT-2's own, if its model has as many tokens. Raises ValueError for an
@@ -105,7 +105,7 @@ def load_pretrained_tokenizer(name: str | Path) -> CharTokenizer | BPETokenizer 
     return gpt2_tokenizer()
 
 
-def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | BPETokenizer | None = None) -> None:
+def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json, model.safetensors and, if given, tokenizer.json, in the layout that transformers loads too.
 
     All files are written in full beside the old ones before the first takes its place: a full disk leaves the old
@@ -113,8 +113,8 @@ def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | B
     "bias": false in config.json. Raises ValueError if the tokenizer has more tokens than the model, OSError naming
     the folder if it cannot be written.
     """
-    if tokenizer is not None and not isinstance(tokenizer, CharTokenizer | BPETokenizer):
-        raise TypeError(f"tokenizer must be a CharTokenizer or a BPETokenizer, got {type(tokenizer).__name__}")
+    if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+        raise TypeError(f"tokenizer must be a gpt.Tokenizer, got {type(tokenizer).__name__}")
     if tokenizer is not None and tokenizer.vocab_size > model.config.vocab_size:
         raise ValueError(
             f"tokenizer must have at most vocab_size={model.config.vocab_size} tokens, got {tokenizer.vocab_size}"
@@ -140,7 +140,7 @@ def save_pretrained(model: GPT, folder: str | Path, tokenizer: CharTokenizer | B
 def _folder(name: str | Path) -> Path:
     if not isinstance(name, str | Path):
         raise TypeError(f"name must be a str or a Path, got {name!r}")
-    folder = BUNDLED.get(name, Path(name))
+    folder = BUNDLED.get(str(name), Path(name))
     if not folder.is_dir():
         names = ", ".join(f'"{n}"' for n in (*RELEASED, *BUNDLED))
         raise ValueError(f'name must be {names} or a folder with config.json and model.safetensors, got "{name}"')
@@ -154,7 +154,7 @@ def _download(name: str, file: str) -> Path:
         return Path(hf_hub_download(f"openai-community/{name}", file))
     except Exception as error:  # A dozen classes of several libraries; not all are OSErrors.
         raise OSError(
-            f'{file} of "{name}" is not at hand and could not be downloaded from huggingface.co. Connect to a network '
+            f'{file} of "{name}" is missing and could not be downloaded from huggingface.co. Connect to a network '
             'once, give the folder of a copy that you have, or take "tinyshakespeare", which needs no download. '
             f"The cause: {error}"
         ) from error
@@ -193,7 +193,8 @@ def _read_config(path: Path) -> GPTConfig:
             raise ValueError(f"{_listed(absent)} must be given")
         if len(set(dropouts.values())) > 1:
             raise ValueError(f"our model has one dropout, so {_listed(DROPOUTS)} must be equal, got {dropouts}")
-        config = GPTConfig(*(fields[name] for name in SIZES), dropouts["attn_pdrop"], fields.get("bias", True))
+        sizes = [fields[name] for name in SIZES]
+        config = GPTConfig(*sizes, dropout=dropouts["attn_pdrop"], bias=fields.get("bias", True))
         for name, allowed in (ALLOWED | {"n_inner": (None, config.d_ff)}).items():
             if fields.get(name, allowed[0]) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {fields[name]!r}")
@@ -267,7 +268,7 @@ def _from_released(files: list[Path], config: GPTConfig) -> dict[str, Tensor]:
             raise ValueError(f"{file}: {name} must have the shape {stored.shape}, got {list(tensor.shape)}")
         if config.bias or not name.endswith(".bias"):
             tensor = tensor.t() if stored.transposed else tensor
-            # A copy: what safetensors hands out is a window on the file.
+            # A copy: the tensors of safetensors are views of the file.
             dtype = torch.promote_types(tensor.dtype, torch.float32)
             state[stored.ours] = tensor.to(dtype, memory_format=torch.contiguous_format, copy=True)
         elif tensor.any():

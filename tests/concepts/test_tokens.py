@@ -223,6 +223,20 @@ def test_the_default_vocabulary_is_bytes_then_merges_then_special_tokens(gpt):
     assert tokenizer.vocab_size == len(tokenizer.vocab) == 261
 
 
+def test_a_vocabulary_size_is_the_largest_that_training_may_reach(gpt):
+    asked = gpt.BPETokenizer.train(ENGLISH, vocab_size=300, special_tokens=["<a>", "<b>"])
+    assert asked.vocab_size == 300
+    assert asked.merges == gpt.BPETokenizer.train(ENGLISH, 300 - 256 - 2).merges
+    assert gpt.BPETokenizer.train("abc", vocab_size=257).vocab_size == 257
+    assert gpt.BPETokenizer.train("abc", vocab_size=1000).vocab_size == 256 + 2 + 1  # two pairs are all there is
+    for wrong in (256, -1, 300.0, True):
+        with pytest.raises(ValueError, match=f"vocab_size .*257, got {wrong}"):
+            gpt.BPETokenizer.train("abc", vocab_size=wrong)
+    for arguments in ({}, {"n_merges": 1, "vocab_size": 300}):
+        with pytest.raises(ValueError, match=r"n_merges or vocab_size"):
+            gpt.BPETokenizer.train("abc", **arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -318,6 +332,23 @@ def test_only_the_allowed_special_tokens_pass_and_the_longest_wins(gpt):
         tokenizer.encode("<a>x<c>", allowed_special={"<a>"})
 
 
+def test_special_tokens_that_are_neither_allowed_nor_disallowed_are_letters(gpt, trained):
+    tokenizer = gpt.BPETokenizer(trained.merges, special_tokens=["<a>", "<b>"])
+    text = "x <a> y <b> z"
+    expected = [*tokenizer.encode("x "), tokenizer.special_tokens["<a>"], *tokenizer.encode_ordinary(" y <b> z")]
+    for encode in (tokenizer.encode, tokenizer.encode_reference, tokenizer.encode_stream):
+        assert list(encode(text, allowed_special={"<a>"}, disallowed_special=())) == expected
+        assert list(encode(text, disallowed_special=())) == tokenizer.encode_ordinary(text)
+        with pytest.raises(ValueError, match="'<b>'"):
+            list(encode(text, allowed_special={"<a>"}, disallowed_special={"<b>"}))
+        with pytest.raises(ValueError, match="'<c>'"):
+            list(encode(text, disallowed_special={"<c>"}))
+        with pytest.raises(ValueError, match=r"allowed_special and disallowed_special .*'<a>'"):
+            list(encode(text, allowed_special={"<a>"}, disallowed_special={"<a>"}))
+    engine = tokenizer.to_tiktoken("engine")
+    assert engine.encode(text, allowed_special={"<a>"}, disallowed_special=()) == expected
+
+
 @pytest.mark.parametrize("allowed", ["none", END, {"<other>"}, [END, "<other>"]])
 def test_an_unknown_choice_of_special_tokens_is_refused(trained, allowed):
     with pytest.raises(ValueError, match="allowed_special"):
@@ -335,6 +366,81 @@ def test_half_a_surrogate_pair_is_refused_where_tiktoken_would_replace_it(traine
     for encode in (trained.encode, trained.encode_ordinary, trained.encode_reference):
         with pytest.raises(ValueError, match=r"position 2 .*surrogate"):
             encode("ab\ud83d")
+
+
+def test_a_whole_surrogate_pair_is_refused_with_the_cure(gpt, trained):
+    for text in ("ab\ud83d\udc4d", "\ud83d\udc4d\ud800"):  # a pair; a pair, then a half: the half is the one named
+        with pytest.raises(ValueError, match=r"position 2 .*surrogate pair.*surrogatepass") as raised:
+            trained.encode(text)
+        assert ("half" in str(raised.value).split(". ")[0]) == text.endswith("\ud800")
+        mended = eval(str(raised.value).split(". ")[1].split(" joins")[0], {"text": text})
+        assert mended == {"a": "ab\U0001f44d", "\ud83d": "\U0001f44d\ufffd"}[text[0]]
+    with pytest.raises(ValueError, match=r"characters .*position 1 .*surrogate"):
+        gpt.CharTokenizer(["a", "\ud83d"])
+
+
+# --- bytes, pieces and offsets
+
+
+def test_pieces_are_the_bytes_of_each_token(gpt, trained):
+    for tokenizer in (trained, gpt.CharTokenizer.from_text("the né \U0001f600")):
+        text = "then né \U0001f600"
+        ids = tokenizer.encode(text)
+        pieces = tokenizer.pieces(iter(ids))
+        assert len(pieces) == len(ids)
+        assert b"".join(pieces) == text.encode()
+        assert all(
+            tokenizer.decode([i]) == piece.decode(errors="replace") for i, piece in zip(ids, pieces, strict=True)
+        )
+    assert trained.token_bytes == {i: token for token, i in trained.vocab.items()}
+    assert trained.pieces([trained.end_of_text]) == [END.encode()]
+
+
+def test_any_bytes_become_ids_and_come_back(trained):
+    rng = random.Random(7)
+    for text in ("", "the cat", "né \U0001f600", END, *(random_text(rng) for _ in range(100))):
+        assert trained.encode_bytes(text.encode()) == trained.encode_ordinary(text)
+    for data in (
+        bytes(range(256)),
+        b"\xff",
+        b"a\xf0\x9f\x98",
+        b"\xed\xa0\x80",
+        *(rng.randbytes(50) for _ in range(100)),
+    ):
+        assert trained.decode_bytes(trained.encode_bytes(data)) == data
+    assert trained.encode_bytes(b"the\xffcat") == [*trained.encode("the"), 255, *trained.encode("cat")]
+
+
+def test_offsets_say_in_which_character_a_token_begins(gpt, trained):
+    assert gpt.BPETokenizer([]).decode_with_offsets("né!".encode()) == ("né!", [0, 1, 1, 2])
+    rng = random.Random(8)
+    engine = trained.to_tiktoken("engine")
+    for _ in range(200):
+        ids = trained.encode(random_text(rng))
+        assert trained.decode_with_offsets(ids) == engine.decode_with_offsets(ids)
+    with pytest.raises(ValueError, match="utf-8"):
+        trained.decode_with_offsets(trained.encode("é")[:1])
+
+
+# --- the protocol
+
+
+def test_every_tokenizer_satisfies_the_protocol(gpt, trained):
+    for tokenizer, end in (
+        (gpt.CharTokenizer("abc"), None),
+        (trained, 556),
+        (gpt.BPETokenizer([], special_tokens=()), None),
+    ):
+        assert isinstance(tokenizer, gpt.tokens.Tokenizer)
+        assert tokenizer.end_of_text == end
+        assert tokenizer.encode("cab", allowed_special="all") == tokenizer.encode("cab", allowed_special=set())
+        for wrong in (-1, tokenizer.vocab_size):
+            for read in (tokenizer.decode, tokenizer.pieces):
+                with pytest.raises(ValueError, match=f"ids holds {wrong}"):
+                    read([wrong])
+    assert not isinstance("tokenizer.json", gpt.tokens.Tokenizer)
+    with pytest.raises(ValueError, match=r"allowed_special .*<x>"):
+        gpt.CharTokenizer("abc").encode("cab", allowed_special={"<x>"})
 
 
 @pytest.mark.parametrize("wrong", [-1, 557, 10**12])
@@ -462,24 +568,6 @@ def test_merges_that_are_not_pairs_of_bytes_are_refused(gpt, merges):
         gpt.BPETokenizer(merges)
 
 
-def test_gpt2s_file_layout_spells_bytes_as_visible_characters(gpt, tmp_path):
-    # In these files a space is Ġ and a newline Ċ; ids need not follow anything.
-    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = [byte for byte in range(256) if byte not in visible]
-    spelling = {byte: chr(byte) for byte in visible} | {byte: chr(256 + i) for i, byte in enumerate(hidden)}
-    encoder = {spelling[byte]: i for i, byte in enumerate([*visible, *hidden])}
-    encoder |= {"Ġt": 256, "he": 257, "Ġthe": 258, "ĊĊ": 259, END: 260}
-    (tmp_path / "encoder.json").write_text(json.dumps(encoder))
-    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ t\nh e\nĠt he\nĊ Ċ\n", encoding="utf-8")
-    tokenizer = gpt.BPETokenizer.from_gpt2_files(tmp_path / "encoder.json", tmp_path / "vocab.bpe")
-    assert tokenizer.merges == [(b" ", b"t"), (b"h", b"e"), (b" t", b"he"), (b"\n", b"\n")]
-    assert tokenizer.encode(f"! the\n\n{END}", allowed_special="all") == [0, 258, 259, 260]
-    assert tokenizer.special_tokens == {END: 260}
-    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nĠ t\nh\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="damaged"):
-        gpt.BPETokenizer.from_gpt2_files(tmp_path / "encoder.json", tmp_path / "vocab.bpe")
-
-
 # --- GPT-2's own vocabulary
 
 
@@ -504,11 +592,24 @@ def test_gpt2s_files_give_gpt2s_ids_for_tricky_strings(gpt):
 def test_gpt2s_tokenizer_gives_the_stored_ids(gpt):
     gpt2_files()
     tokenizer = gpt.gpt2_tokenizer()
-    assert tokenizer.n_vocab == 50257
+    assert isinstance(tokenizer, gpt.tokens.Tokenizer)
+    assert tokenizer.vocab_size == tokenizer.n_vocab == 50257
+    assert tokenizer.end_of_text == tokenizer.eot_token == tokenizer.special_tokens[END] == 50256
     for row in stored_ids():
         allowed = "all" if row.get("special") else set()
         refused = () if row.get("special") is False else "all"
         assert tokenizer.encode(row["text"], allowed_special=allowed, disallowed_special=refused) == row["ids"]
+        assert tokenizer.decode(row["ids"]) == row["text"]
+        assert b"".join(map(tokenizer.decode_single_token_bytes, row["ids"])) == row["text"].encode()
+        if "special" not in row:
+            assert (
+                list(tokenizer.encode_stream(row["text"])) == tokenizer.encode_bytes(row["text"].encode()) == row["ids"]
+            )
+    for wrong in (-1, 50257, 10**12):
+        with pytest.raises(ValueError, match=f"ids holds {wrong}"):
+            tokenizer.decode([wrong])
+    with pytest.raises(ValueError, match="special token"):
+        tokenizer.encode(END)
 
 
 def test_gpt2s_files_and_tiktoken_agree_on_tiny_shakespeare(gpt):
@@ -538,91 +639,11 @@ def test_a_missing_gpt2_vocabulary_is_an_error_that_says_what_to_do(gpt, monkeyp
     assert not list(tmp_path.iterdir())
 
 
-# --- files
-
-
-def test_a_saved_character_tokenizer_comes_back(gpt, tmp_path):
-    tokenizer = gpt.CharTokenizer.from_text("héllo\n\u2028\x00 \U0001f600")
-    path = tmp_path / "tokenizer.json"
-    tokenizer.save(path)
-    for again in (gpt.CharTokenizer.load(path), gpt.tokens.load_tokenizer(path)):
-        assert type(again) is type(tokenizer)
-        assert (again.stoi, again.itos, again.vocab_size) == (tokenizer.stoi, tokenizer.itos, tokenizer.vocab_size)
-    assert json.loads(path.read_bytes())["type"] == "char"
-
-
-def test_a_saved_bpe_tokenizer_comes_back(gpt, trained, tmp_path):
-    ids = random.Random(5).sample(range(len(trained.vocab)), len(trained.vocab) - 1)
-    vocabulary = dict(zip((token for token in trained.vocab if token != END.encode()), ids, strict=True))
-    special = [END, "<pad ü>"]  # raw text in the file, also where a byte's spelling would not allow it
-    tokenizer = gpt.BPETokenizer(trained.merges, vocabulary, special_tokens=special)
-    path = tmp_path / "tokenizer.json"
-    for original in (trained, tokenizer):
-        original.save(str(path))
-        for again in (gpt.BPETokenizer.load(path), gpt.tokens.load_tokenizer(path)):
-            for name in ("merges", "vocab", "special_tokens", "pattern", "vocab_size"):
-                assert getattr(again, name) == getattr(original, name)
-            assert again.encode(ENGLISH[:500]) == original.encode(ENGLISH[:500])
-    assert json.loads(path.read_bytes())["type"] == "bpe"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["tokenizer.json"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"", b"{", b"\xff\xfe\x00", b"[]", b"5", b"{}", b'{"type": "word"}', b'{"type": []}',
-        b'{"type": "char"}', b'{"type": "char", "characters": 5}', b'{"type": "char", "characters": ["a", "a"]}',
-        b'{"type": "char", "characters": [1]}', b'{"type": "bpe"}',
-        b'{"type": "bpe", "pattern": "x", "special_tokens": [], "merges": ["a"], "vocabulary": {}}',
-        b'{"type": "bpe", "pattern": "x", "special_tokens": [], "merges": [], "vocabulary": {" ": 0}}',
-        b'{"type": "bpe", "pattern": "x", "special_tokens": 5, "merges": [], "vocabulary": {}}',
-    ],
-)  # fmt: skip
-def test_a_damaged_or_foreign_file_is_refused_by_name(gpt, tmp_path, content):
-    path = tmp_path / "broken.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"broken\.json (is damaged|is no tokenizer)"):
-        gpt.tokens.load_tokenizer(path)
-
-
-def test_a_truncated_file_is_refused(gpt, trained, tmp_path):
-    trained.save(tmp_path / "t.json")
-    content = (tmp_path / "t.json").read_bytes()
-    (tmp_path / "t.json").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match="damaged"):
-        gpt.BPETokenizer.load(tmp_path / "t.json")
-
-
-def test_a_tokenizer_of_the_other_kind_is_refused_and_a_missing_file_is_missing(gpt, trained, tmp_path):
-    trained.save(tmp_path / "t.json")
-    with pytest.raises(ValueError, match="BPETokenizer, not a CharTokenizer"):
-        gpt.CharTokenizer.load(tmp_path / "t.json")
-    with pytest.raises(FileNotFoundError):
-        gpt.tokens.load_tokenizer(tmp_path / "none.json")
-
-
-def test_a_save_that_fails_leaves_the_old_file(gpt, trained, tmp_path, monkeypatch):
-    path = tmp_path / "t.json"
-    trained.save(path)
-    before = path.read_bytes()
-
-    def full_disk(self, content):
-        with open(self, "wb") as file:
-            file.write(content[:10])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        gpt.CharTokenizer("abc").save(path)
-    assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["t.json"]
-
-
 # --- tensors
 
 
 def test_text_becomes_a_batch_of_one_and_comes_back(gpt, trained):
-    for tokenizer in (gpt.CharTokenizer.from_text("hello, wörld"), trained, trained.to_tiktoken("t")):
+    for tokenizer in (gpt.CharTokenizer.from_text("hello, wörld"), trained):
         ids = gpt.text_to_ids("hello, wörld", tokenizer)
         assert ids.dtype == torch.long
         assert ids.tolist() == [tokenizer.encode("hello, wörld")]
@@ -639,7 +660,7 @@ def test_a_batch_of_texts_and_wrong_ids_are_refused(gpt, trained):
         gpt.ids_to_text(torch.tensor(5), trained)
     with pytest.raises(TypeError, match="integers"):
         gpt.ids_to_text(torch.tensor([1.0]), trained)
-    for tokenizer in (gpt.CharTokenizer("abc"), trained, trained.to_tiktoken("t")):
+    for tokenizer in (gpt.CharTokenizer("abc"), trained):
         for wrong in (-1, 557):
             with pytest.raises(ValueError, match="ids holds"):
                 gpt.ids_to_text(torch.tensor([0, wrong]), tokenizer)

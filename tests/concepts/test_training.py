@@ -146,8 +146,8 @@ def test_evaluation_predicts_every_token_but_the_first_once(gpt):
 
 def test_evaluation_reads_a_token_file_and_leaves_the_model_training(gpt, tmp_path):
     model, ids = small_model(gpt, dropout=0.5).train(), text_ids(50)
-    gpt.corpora.write_tokens(tmp_path / "ids.bin", ids.tolist(), 11)
-    stored = gpt.corpora.read_tokens(tmp_path / "ids.bin")
+    gpt.token_file.write_tokens(tmp_path / "ids.bin", ids.tolist(), 11)
+    stored = gpt.token_file.read_tokens(tmp_path / "ids.bin")
     assert gpt.evaluate(model, stored) == gpt.evaluate(model, ids)
     assert model.training
 
