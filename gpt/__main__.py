@@ -10,12 +10,12 @@ import os
 import shlex
 import sys
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Protocol, cast
 
 from gpt.commands.parsing import Options
 
-COMMANDS = ("tour", "train", "evaluate", "generate", "attend", "stats", "data", "download")
+COMMANDS = ("tour", "train", "evaluate", "generate", "tokenize", "attend", "stats", "data", "download")
 
 
 class Command(Protocol):
@@ -29,9 +29,16 @@ class Command(Protocol):
     def run(self, options: Options) -> None: ...
 
 
+def package_version() -> str:
+    try:
+        return f"gpt-worked-out {version('gpt-worked-out')}"
+    except PackageNotFoundError:
+        return "gpt-worked-out, from a folder in which it is not installed"
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m gpt", description="GPT-2: train it, use it, look inside.")
-    parser.add_argument("--version", action="version", version=f"gpt-worked-out {version('gpt-worked-out')}")
+    parser.add_argument("--version", action="version", version=package_version())
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name in COMMANDS:
         command = cast(Command, import_module(f"gpt.commands.{name}"))
@@ -54,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
     except BrokenPipeError:  # who reads our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"python -m gpt {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

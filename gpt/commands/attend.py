@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gpt.commands.output import say
 from gpt.commands.parsing import Options, add_model
+from gpt.commands.tokenizers import given
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from gpt.model import GPT
+    from gpt.tokens import Tokenizer
 
 HELP = "draw the attention of a text: heat maps (PNG, SVG) and a page to point at"
 EXAMPLES = (
@@ -22,7 +24,7 @@ EXAMPLES = (
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--text", required=True, help='the text, or "-" to read it from standard input')
     add_model(parser)
     parser.add_argument("--layer", type=int, help="heat maps of one layer (default: all)")
     parser.add_argument("--head", type=int, help="one head, large (default: all heads of a layer in one figure)")
@@ -43,20 +45,14 @@ def run(options: Options) -> None:
         if value is not None and not 0 <= value < limit:
             raise ValueError(f"--{name} must be in 0..{limit - 1} for this model, got {value}")
     layers = range(config.n_layer) if options.layer is None else [options.layer]
-    kinds = ("png", "svg")
-    for path in draw_attention(model, tokenizer, options.text, options.out, list(layers), options.head, kinds):
+    text, kinds = given(options.text), ("png", "svg")
+    for path in draw_attention(model, tokenizer, text, options.out, list(layers), options.head, kinds):
         say(f"wrote {path}")
-
-
-def token_texts(tokenizer: Any, ids: list[int]) -> list[str | bytes]:
-    """What each token stands for; of a byte-level tokenizer in bytes, as a token may be half a character."""
-    decode = getattr(tokenizer, "decode_bytes", tokenizer.decode)
-    return [decode([i]) for i in ids]
 
 
 def draw_attention(
     model: GPT,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     text: str,
     out: Path,
     layers: list[int],
@@ -75,7 +71,8 @@ def draw_attention(
     if not ids:
         raise ValueError("text must not be empty")
     attention = trace(model, torch.tensor([ids])).attention[:, 0]
-    labels, files = token_texts(tokenizer, ids), []
+    labels = tokenizer.pieces(ids)
+    files: list[Path] = []
 
     def write(figure: Figure, name: str) -> None:
         files.extend(figures.save(figure, out / f"{name}.{kind}") for kind in kinds)

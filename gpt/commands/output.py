@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpt.model import GPT
+    from gpt.tokens import Tokenizer
     from gpt.training import Evaluation
 
 
@@ -22,6 +25,17 @@ def heading(text: str) -> None:
     say(f"\n\033[1m{text}\033[0m" if sys.stdout.isatty() else f"\n{text}")
 
 
+@contextmanager
+def optional_figures(what: str) -> Iterator[None]:
+    """Within, a missing matplotlib leaves out the figures and is said in a line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("matplotlib"):
+            raise
+        say(f"no {what}: {error}")
+
+
 def scores(score: Evaluation) -> str:
     return (
         f"loss {score.loss:.4f} nats per token, perplexity {score.perplexity:.3f}, "
@@ -29,7 +43,7 @@ def scores(score: Evaluation) -> str:
     )
 
 
-def stream_text(model: GPT, tokenizer: Any, prompt: str, n_tokens: int, seed: int, **sampling: Any) -> str:
+def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int, seed: int, **sampling: Any) -> str:
     """Print the prompt and its continuation as it is drawn; return all of it."""
     import torch
 
@@ -43,7 +57,7 @@ def stream_text(model: GPT, tokenizer: Any, prompt: str, n_tokens: int, seed: in
     shown = prompt
     print(prompt, end="", flush=True)
     for token in drawn:
-        ids.append(token.item())
+        ids.append(int(token))
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else half a character: wait for its other bytes
             print(text[len(shown) :], end="", flush=True)

@@ -7,10 +7,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from gpt.commands.attend import draw_attention
-from gpt.commands.evaluate import held_out_score
-from gpt.commands.output import heading, say, scores, stream_text
+from gpt.commands.material import from_text
+from gpt.commands.output import heading, optional_figures, say, scores, stream_text
 from gpt.commands.parsing import DEFAULT_MODEL, PYTHON_DOCS, Options
-from gpt.commands.train import draw_curve
+from gpt.commands.train import draw_curve, windows
 from gpt.config import GPTConfig
 
 HELP = "what this is, in two minutes, without a network"
@@ -28,7 +28,7 @@ def run(options: Options) -> None:
     import torch
 
     from gpt.model import GPT
-    from gpt.storage.corpora import Corpus, RandomWindows, load_text
+    from gpt.storage.corpora import load_text
     from gpt.storage.pretrained import load_pretrained, load_pretrained_tokenizer
     from gpt.tokens import CharTokenizer
     from gpt.training import History, adamw, cosine_schedule, train
@@ -38,20 +38,20 @@ def run(options: Options) -> None:
     text = stream_text(model, tokenizer, options.prompt, 400, options.seed, temperature=0.8, top_p=0.95)
 
     heading("2. Where it looked: attention of every layer and head over the first characters of that text")
-    files = draw_attention(model, tokenizer, text[:24], options.out, list(range(model.config.n_layer)), None)
-    say(f"{len(files) - 1} heat maps, and a page to point at, drawn from one forward pass")
+    files: list[Path] = []
+    with optional_figures("heat maps"):
+        files += draw_attention(model, tokenizer, text[:24], options.out, list(range(model.config.n_layer)), None)
+        say(f"{len(files) - 1} heat maps, and a page to point at, drawn from one forward pass")
 
     heading(f"3. A fresh model learns from the Python reference for about {options.seconds:g} seconds")
     text = load_text(PYTHON_DOCS)
     tokenizer = CharTokenizer.from_text(text)
-    corpus = Corpus.from_text(text, tokenizer)
+    data = from_text(PYTHON_DOCS, text, tokenizer)
     torch.manual_seed(options.seed)
     config = GPTConfig(context_size=64, vocab_size=tokenizer.vocab_size, n_layer=2, n_head=4, n_embd=128)
     model = GPT(config)
-    loader = RandomWindows(corpus.train, config.context_size, 32, options.seed)
-    say(f"{model.num_parameters():,} parameters, {len(corpus.train):,} characters to learn from")
-    before = held_out_score(model, corpus)
-    say(f"before: {scores(before)}")
+    loader = windows(model, data, 32, options.seed)
+    say(f"before: {scores(data.score(model))}")
     n_steps, history = steps_in(options.seconds, config), History()
     train(
         model,
@@ -61,12 +61,12 @@ def run(options: Options) -> None:
         "cpu",
         max(1, n_steps // 50),
         schedule=lambda step: cosine_schedule(step, 3e-3, n_steps // 20, n_steps),
-        validation=corpus.validation,
+        validation=data.validation,
         eval_interval=max(1, n_steps // 5),
         history=history,
     )
-    say(f"after {history.step} steps: {scores(held_out_score(model, corpus))}")
-    files.append(draw_curve(history, options.out / "training.png"))
+    say(f"after {history.step} steps: {scores(data.score(model))}")
+    files.extend(draw_curve(history, options.out / "training.png"))
     say("a sample:")
     stream_text(model, tokenizer, "The ", 300, options.seed, temperature=0.7)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -11,17 +10,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt.commands.evaluate import held_out_score
-from gpt.commands.output import say, scores
+from gpt.commands.material import Material, is_token_file, material
+from gpt.commands.output import optional_figures, say, scores
 from gpt.commands.parsing import PRESETS, PYTHON_DOCS, TEXTS, Options, add_device, at_least
-from gpt.commands.tokenizers import make_tokenizer, vocabulary_size
+from gpt.commands.tokenizers import CHOICES, learns, named_tokenizer
 from gpt.config import GPTConfig
 
 if TYPE_CHECKING:
     from gpt.model import GPT
+    from gpt.storage.corpora import RandomWindows
+    from gpt.tokens import Tokenizer
     from gpt.training import History
 
-HELP = "train a model on a text"
+HELP = "train a model on a text or a token file"
 EXAMPLES = (
     f"{PYTHON_DOCS} --steps 2000 --out runs/docs",
     "my.txt --tokenizer bpe:1000 --preset tiny",
@@ -33,7 +34,7 @@ SIZES = ("context_size", "n_layer", "n_head", "n_embd")
 
 def options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("text", help=f"{', '.join(TEXTS)} or a file; its last tenth is held out")
+    add("text", help=f"{', '.join(TEXTS)} or a file, of text or of tokens; its last tenth is held out")
     add("--out", type=Path, default=Path("runs/model"), help="folder for checkpoints and the best model")
     add("--resume", action="store_true", help="resume from the newest checkpoint in --out")
     add("--init", metavar="MODEL", help="start from this model and its tokenizer, not from random weights")
@@ -41,7 +42,7 @@ def options(parser: ArgumentParser) -> None:
     for name in SIZES:
         add(f"--{name.replace('_', '-')}", type=int, help="instead of the preset's")
     add("--dropout", type=float, help="instead of the preset's")
-    add("--tokenizer", help="char (default), gpt2, bpe:MERGES or a saved tokenizer.json")
+    add("--tokenizer", help=f"{CHOICES} (default: char; of a token file gpt2)")
     add("--steps", type=int, default=3000, help="updates (default: 3000)")
     add("--batch-size", type=int, default=32, help="windows per micro-batch (default: 32)")
     add("--accumulation", type=int, default=1, help="micro-batches per update (default: 1)")
@@ -62,22 +63,16 @@ def options(parser: ArgumentParser) -> None:
 def run(options: Options) -> None:
     import torch
 
-    from gpt.storage.corpora import Corpus, RandomWindows, load_text
-    from gpt.storage.pretrained import load_pretrained, load_pretrained_tokenizer
+    from gpt.storage.pretrained import load_pretrained
     from gpt.support.files import atomic_file
     from gpt.training import History, adamw, cosine_schedule, pick_device, train
 
-    text = load_text(options.text)
-    if options.init is None:
-        tokenizer = make_tokenizer(options.tokenizer or "char", text)
-    else:
-        tokenizer = load_pretrained_tokenizer(options.init)
-    corpus = Corpus.from_text(text, tokenizer)
+    data = material(options.text, tokenizer_of(options))
     torch.manual_seed(options.seed)
-    model = make_model(options, vocabulary_size(tokenizer))
-    config = model.config
-    loader = RandomWindows(corpus.train, config.context_size, options.batch_size, options.seed)
-    say(f"{model.num_parameters():,} parameters, {len(corpus.train):,} tokens to learn from")
+    model = make_model(options, data.tokenizer.vocab_size)
+    loader = windows(model, data, options.batch_size, options.seed)
+    if options.resume and not (options.out / "checkpoints").is_dir():
+        say(f"no checkpoint in {options.out}: starting from the beginning")
     history, started = History(), time.perf_counter()
     train(
         model,
@@ -90,10 +85,10 @@ def run(options: Options) -> None:
         accumulation=options.accumulation,
         precision=options.precision,
         average=options.average,
-        validation=corpus.validation,
+        validation=data.validation,
         eval_interval=options.eval_interval,
         folder=options.out,
-        tokenizer=tokenizer if hasattr(tokenizer, "save") else None,
+        tokenizer=data.tokenizer,
         checkpoint_interval=options.checkpoint_interval,
         resume=options.resume,
         history=history,
@@ -106,23 +101,37 @@ def run(options: Options) -> None:
     if not math.isfinite(history.best):
         raise ValueError("training diverged: no validation loss was a number; try a lower --lr")
     best = options.out / "best"
-    score = held_out_score(load_pretrained(best).to(pick_device(options.device)), corpus)
-    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    score = data.score(load_pretrained(best).to(pick_device(options.device)))
     record = {
         "command": options.command_line,
-        "data": {"name": options.text, "sha256": sha256, "characters": len(text)},
+        "data": data.source,
         "seed": options.seed,
         "torch": torch.__version__,
         "minutes": round((time.perf_counter() - started) / 60, 1),
-        "config": asdict(config),
+        "config": asdict(model.config),
         "parameters": model.num_parameters(),
         "held_out": asdict(score),
         "curve": {"train": history.train, "validation": history.validation},
     }
     with atomic_file(best / "record.json") as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
-    draw_curve(history, options.out / "curve.png")
-    say(f"best model: {scores(score)}\nwrote {best} (use it with --model {best}) and {options.out / 'curve.png'}")
+    say(f"best model: {scores(score)}\nwrote {best} (use it with --model {best})")
+    for path in draw_curve(history, options.out / "curve.png"):
+        say(f"wrote {path}")
+
+
+def tokenizer_of(options: Options) -> Tokenizer:
+    """That of the model that --init names, the one that --tokenizer names, or the default."""
+    from gpt.storage.corpora import load_text
+    from gpt.storage.pretrained import load_pretrained_tokenizer
+
+    if options.init is not None:
+        return load_pretrained_tokenizer(options.init)
+    tokens = is_token_file(options.text)
+    name = options.tokenizer or ("gpt2" if tokens else "char")
+    if tokens and learns(name):
+        raise ValueError(f"--tokenizer must be the one that made the tokens of {options.text}, got {name!r}")
+    return named_tokenizer(name, lambda: load_text(options.text))
 
 
 def make_model(options: Options, vocab_size: int) -> GPT:
@@ -142,7 +151,20 @@ def make_model(options: Options, vocab_size: int) -> GPT:
     return model
 
 
-def draw_curve(history: History, path: Path) -> Path:
-    from gpt import figures
+def windows(model: GPT, data: Material, batch_size: int, seed: int) -> RandomWindows:
+    """The batches that the model learns from; says how large both are."""
+    from gpt.storage.corpora import RandomWindows
 
-    return figures.save(figures.plot_training(history.train, history.validation), path)
+    config = model.config
+    loader = RandomWindows(data.train, config.context_size, batch_size, seed, vocab_size=config.vocab_size)
+    say(f"{model.num_parameters():,} parameters, {len(data.train):,} tokens to learn from")
+    return loader
+
+
+def draw_curve(history: History, path: Path) -> list[Path]:
+    """Draw the losses; the files written, none if matplotlib is missing."""
+    with optional_figures(path.name):
+        from gpt import figures
+
+        return [figures.save(figures.plot_training(history.train, history.validation), path)]
+    return []
