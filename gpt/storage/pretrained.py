@@ -110,8 +110,8 @@ def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None 
 
     All files are written in full beside the old ones before the first takes its place: a full disk leaves the old
     model. transformers has no GPT-2 without biases, so such a model is saved with biases of zero and
-    "bias": false in config.json. Raises ValueError if the tokenizer has more tokens than the model, OSError naming
-    the folder if it cannot be written.
+    "bias": false in config.json. Raises TypeError if tokenizer is not a Tokenizer, ValueError if it has more tokens
+    than the model, OSError naming the folder if it cannot be written.
     """
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise TypeError(f"tokenizer must be a gpt.Tokenizer, got {type(tokenizer).__name__}")

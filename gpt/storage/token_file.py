@@ -28,15 +28,8 @@ MAGIC, VERSION = b"GPTTOKEN", 1
 def write_tokens(path: str | Path, ids: Iterable[int], vocab_size: int) -> int:
     """Write a stream of ids to a token file, holding only a small part of it in memory. Returns their number.
 
-        bytes  0-7   the letters GPTTOKEN
-               8-11  version of this layout, 1
-              12-15  bytes per id: 2 if vocab_size is at most 65,536, else 4
-              16-23  vocab_size
-              24-31  number of ids
-              32-    the ids, unsigned
-
-    All numbers are little-endian. Raises TypeError for ids that are not integers, ValueError for an id outside
-    0..vocab_size - 1 or no ids at all, OSError if the disk is full or read-only; then no file is made or changed.
+    Raises TypeError for ids that are not integers, ValueError for an id outside 0..vocab_size - 1 or no ids at all,
+    OSError if the disk is full or read-only; then no file is made or changed.
     """
     if not 1 <= vocab_size <= 2**32:
         raise ValueError(f"vocab_size must be in 1..{2**32}, got {vocab_size}")

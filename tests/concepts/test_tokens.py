@@ -140,19 +140,19 @@ def test_pre_tokens_keep_every_character(gpt):
 
 
 def test_merges_of_a_short_word_worked_by_hand(gpt):
-    # a a a b d a a a b a c: aa stands 4 times. Then aa|a and a|b stand twice: a|b is first in byte order.
-    # aa ab d aa ab a c: aa|ab stands twice. aaab d aaab a c: every pair stands once, a|c is first.
+    # a a a b d a a a b a c: aa occurs 4 times. Then aa|a and a|b occur twice: a|b is first in byte order.
+    # aa ab d aa ab a c: aa|ab occurs twice. aaab d aaab a c: every pair occurs once, a|c is first.
     learned = list(islice(gpt.tokens.learn_merges({b"aaabdaaabac": 1}), 4))
     assert learned == [((b"a", b"a"), 4), ((b"a", b"b"), 2), ((b"aa", b"ab"), 2), ((b"a", b"c"), 1)]
 
 
 def test_merges_of_a_small_dictionary_worked_by_hand(gpt):
-    # The dictionary of Sennrich et al. 2016, section 3.2, here without an end-of-word sign.
+    # The dictionary of Sennrich et al. 2016, section 3.2, here without an end-of-word symbol.
     learned = list(gpt.tokens.learn_merges({b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}))
     assert learned == [
-        ((b"e", b"s"), 9),  # e s and s t stand 6 + 3 times each
+        ((b"e", b"s"), 9),  # e s and s t occur 6 + 3 times each
         ((b"es", b"t"), 9),
-        ((b"l", b"o"), 7),  # l o and o w stand 5 + 2 times each
+        ((b"l", b"o"), 7),  # l o and o w occur 5 + 2 times each
         ((b"lo", b"w"), 7),
         ((b"e", b"w"), 6),  # before n e and w est
         ((b"ew", b"est"), 6),

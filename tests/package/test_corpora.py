@@ -86,7 +86,7 @@ def test_an_end_of_text_in_a_corpus_is_the_special_token(gpt):
     assert (corpus.train == tokenizer.special_tokens["<|endoftext|>"]).sum() == 18  # nine tenths of 20
 
 
-def test_without_GPT_DATA_DIR_texts_stand_in_the_folder_data(gpt, tmp_path, monkeypatch, site):
+def test_without_GPT_DATA_DIR_texts_are_in_the_folder_data(gpt, tmp_path, monkeypatch, site):
     monkeypatch.delenv("GPT_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     assert gpt.corpora.fetch("the-verdict") == Path("data/the-verdict.txt")

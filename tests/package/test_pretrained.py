@@ -429,7 +429,7 @@ def test_a_pickle_is_never_opened(gpt, saved, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt3", "openai-community/gpt2", "no/such/folder", __file__])
 def test_an_unknown_name_is_refused_with_those_allowed(gpt, name):
-    with pytest.raises(ValueError, match=r'"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "tinyshakespeare" or a fol'):
+    with pytest.raises(ValueError, match=r'name .*"gpt2-xl", "tinyshakespeare" or a folder'):
         gpt.GPT.from_pretrained(name)
 
 
@@ -481,7 +481,7 @@ def test_a_full_disk_is_an_oserror_that_names_the_folder(gpt, saved):
     assert same(gpt.pretrained.load_pretrained(folder), old)
 
 
-def test_saving_where_a_file_stands_is_an_oserror(gpt, tmp_path):
+def test_saving_where_a_file_is_in_the_way_is_an_oserror(gpt, tmp_path):
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(OSError, match="taken"):
         our_model(gpt).save_pretrained(tmp_path / "taken")
