@@ -23,6 +23,15 @@ from gpt.support.kernels import Dropout, Embedding, linear
 IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
 
 
+def check_ids(name: str, ids: Tensor, vocab_size: int) -> None:
+    """Token ids are int64 or int32, in 0..vocab_size - 1. Raises TypeError or ValueError."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be integer token ids, got {ids.dtype}")
+    low, high = ids.aminmax()  # a GPU must wait for this, but tells nothing else about a wrong id
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name} must be ids in 0..{vocab_size - 1}, got {low.item()}..{high.item()}")
+
+
 class GPT(nn.Module):
     """GPT-2. `model(tokens)` gives (logits, None), `model(tokens, targets)` gives (logits, loss)."""
 
@@ -62,14 +71,14 @@ class GPT(nn.Module):
             return logits, None
         if targets.shape != tokens.shape:
             raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
-        self._check_ids("targets", targets.masked_fill(targets == IGNORED, 0))
+        check_ids("targets", targets.masked_fill(targets == IGNORED, 0), self.config.vocab_size)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
 
     def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
         """The residual stream after the last block and the final norm, [batch, T, d_model]."""
         if tokens.dim() != 2 or not tokens.numel():
             raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
-        self._check_ids("tokens", tokens)
+        check_ids("tokens", tokens, self.config.vocab_size)
         start = cache[0].length if cache else 0
         length, limit = start + tokens.shape[1], self.config.context_size
         if length > limit:
@@ -83,13 +92,6 @@ class GPT(nn.Module):
         """Logits [..., V]: how well the stream matches each token's embedding. There is no second matrix: the head
         is tied to the embedding because it is the same tensor (Press & Wolf 2017)."""
         return linear(hidden, self.token_embedding.weight)
-
-    def _check_ids(self, name: str, ids: Tensor) -> None:
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name} must be integer token ids, got {ids.dtype}")
-        low, high = ids.aminmax()  # a GPU must wait for this, but tells nothing else about a wrong id
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"{name} must be ids in 0..{self.config.vocab_size - 1}, got {low.item()}..{high.item()}")
 
     def new_cache(self, batch: int) -> list[KVCache]:
         """An empty key-value cache for `batch` sequences: one per block."""

@@ -1,49 +1,58 @@
 """How does a model learn from its mistakes?
 
 Over and over: predict the next token of a batch of text, take the gradient of the loss, and let AdamW move every
-weight a little. Around that loop stand the things that make it work in practice: a schedule for the step size, a bound
+weight a little. Around that loop are the things that make it work in practice: a schedule for the step size, a bound
 on the gradient, batches larger than memory, numbers of 16 bits, an average of the weights, and checkpoints from which
-a run goes on as if it had never stopped. DEEP_THEORY_GUIDE.md, Part 7.
+a run resumes as if it had never stopped. DEEP_THEORY_GUIDE.md, Part 7.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Int, Integer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from gpt.model import GPT, IGNORED
+from gpt.model import GPT, IGNORED, check_ids
 from gpt.storage.checkpoint import load_checkpoint, save_checkpoint, saved_parts
 from gpt.storage.pretrained import save_pretrained
+from gpt.support.machine import PRECISIONS, ctrl_c_finishes_the_step, hide_progress_bar, pick_device
+from gpt.support.modules import evaluation_mode
+from gpt.tokens import Tokenizer
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+class Batches(Protocol):
+    """Whatever gives batches to learn from: `RandomWindows`, or a loader of your own.
+
+    One that also has state_dict() and load_state_dict(state) keeps its place in the data across a resume.
+    """
+
+    def next_batch(self) -> tuple[Int[Tensor, "batch T"], Int[Tensor, "batch T"]]:
+        """inputs and targets, ids; a target that is IGNORED (-100) is not learned from."""
+        ...
 
 
-def pick_device(device: str = "auto") -> torch.device:
-    """The named device; "auto" takes a GPU where there is one. ValueError for one that this machine lacks."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(name for name, here in available.items() if here))
-    try:
-        picked = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device {device!r} is not one that PyTorch knows") from error
-    if not available.get(picked.type, False) or (picked.index or 0) >= max(1, torch.cuda.device_count()):
-        raise ValueError(f'device {device!r} is not available here; use "auto" or "cpu"')
-    return picked
+@runtime_checkable
+class Stateful(Protocol):
+    """What has a state of its own that a checkpoint must hold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state: tensors, numbers, strings, and lists, tuples and dicts of these."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any:
+        """Restore what `state_dict` gave."""
+        ...
 
 
 def adamw(
@@ -85,31 +94,56 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: GPT, tokens: Tensor | np.ndarray, characters: int | None = None, batch_size: int = 32
+    model: GPT,
+    tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"],
+    characters: int | None = None,
+    batch_size: int = 32,
 ) -> Evaluation:
-    """Score a whole split, tokens [n]: a LongTensor, or an array from `read_tokens`.
+    """Score a whole split: a tensor of ids, or an array from `read_tokens`.
 
     Every token but the first is predicted exactly once. The windows are context_size long and do not overlap; the
-    last may be shorter. `characters` is how many the predicted tokens stand for (default: one each, as with a
-    CharTokenizer). Raises ValueError for fewer than two tokens.
+    last may be shorter. `characters` is how many the predicted tokens spell (default: one each, as with a
+    CharTokenizer). Raises TypeError for ids that are not integers, ValueError for fewer than two tokens, another shape
+    than [n], ids outside the vocabulary, and characters or a batch_size below 1.
     """
+    at_least_one("batch_size", batch_size)
+    if characters is not None:
+        at_least_one("characters", characters)
+    if tokens.ndim != 1:
+        raise ValueError(f"tokens must have the shape [n], got {list(tokens.shape)}")
     predicted, size = len(tokens) - 1, model.config.context_size
     if predicted < 1:
         raise ValueError(f"tokens must hold at least two ids to predict one, got {len(tokens)}")
-    device, was_training, total = model.token_embedding.weight.device, model.training, 0.0
-    model.eval()
-    try:
+    device, total = model.token_embedding.weight.device, 0.0
+    with evaluation_mode(model):
         for start in range(0, predicted, batch_size * size):
-            span = torch.as_tensor(np.asarray(tokens[start : start + batch_size * size + 1], dtype=np.int64)).to(device)
-            padding = (0, (1 - len(span)) % size)
-            inputs = F.pad(span[:-1], padding).view(-1, size)
-            targets = F.pad(span[1:], padding, value=IGNORED).view(-1, size)
+            span = _ids_on_cpu(tokens[start : start + batch_size * size + 1])
+            check_ids("tokens", span, model.config.vocab_size)  # here, where a wrong id can still be named
+            inputs, targets = span[:-1], span[1:]
+            short = -len(inputs) % size  # the last window is filled up: token 0 to read, nothing to predict
+            inputs = F.pad(inputs, (0, short)).view(-1, size).to(device)
+            targets = F.pad(targets, (0, short), value=IGNORED).view(-1, size).to(device)
             total += model(inputs, targets)[1].item() * (len(span) - 1)
-    finally:
-        model.train(was_training)
     loss = total / predicted
     perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()  # inf, not an error, when a run has diverged
     return Evaluation(loss, perplexity, total / math.log(2) / (characters or predicted))
+
+
+def _ids_on_cpu(tokens: Tensor | np.ndarray) -> Tensor:
+    """As int64, also from a memory-mapped array of uint16, of which only this part is read."""
+    integers = (torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64)
+    ids = tokens.cpu() if isinstance(tokens, Tensor) else torch.from_numpy(np.array(tokens))
+    if ids.dtype not in integers:
+        raise TypeError(f"tokens must be integer token ids, got {ids.dtype}")
+    return ids.long()
+
+
+def at_least_one(name: str, value: object) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless it is an int of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int of at least 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 @dataclass
@@ -121,10 +155,14 @@ class History:
     validation: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
     stopped_early: bool = False
-    pending: list[float] = field(default_factory=list)  # training losses since the last entry of `train`
 
 
-def batch_gradient(model: nn.Module, batches: list[tuple[Tensor, Tensor]], scaler=None, precision="float32") -> float:
+def batch_gradient(
+    model: nn.Module,
+    batches: list[tuple[Tensor, Tensor]],
+    scaler: torch.amp.GradScaler | None = None,
+    precision: str = "float32",
+) -> float:
     """Add to every parameter's grad the gradient of the mean loss over all targets of all micro-batches.
 
     Each micro-batch counts by its share of the targets that are not IGNORED. Then k small batches give the very
@@ -147,190 +185,162 @@ def batch_gradient(model: nn.Module, batches: list[tuple[Tensor, Tensor]], scale
     return mean_loss
 
 
-@contextmanager
-def _ctrl_c_finishes_the_step() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C only raises a flag, so that no update is left half done; the second one interrupts."""
-    pressed = []
+class Run:
+    """One training run: what changes from update to update, and so all that a checkpoint must hold.
 
-    def on_signal(number, frame):
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    try:
-        previous = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not in the main thread: signals do not arrive here
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-def train(
-    model: GPT,
-    dataloader,
-    n_steps: int,
-    optimizer: torch.optim.Optimizer,
-    device: str = "auto",
-    log_interval: int = 50,
-    *,
-    schedule: Callable[[int], float] | None = None,
-    accumulation: int = 1,
-    max_grad_norm: float | None = 1.0,
-    precision: str = "float32",
-    average: float | None = None,
-    validation: Tensor | None = None,
-    eval_interval: int = 250,
-    folder: str | Path | None = None,
-    tokenizer=None,
-    checkpoint_interval: int = 1000,
-    resume: bool = False,
-    history: History | None = None,
-    report: Callable[[str], None] | None = None,
-) -> GPT:
-    """Train until n_steps updates are done and return the model.
-
-    dataloader     anything whose next_batch() gives (inputs, targets), both [batch, T] of ids
+    batches        whose next_batch() gives (inputs, targets), both [batch, T] of ids
     optimizer      steps the model's parameters, for example `adamw(model)`
-    log_interval   every so many updates the mean training loss goes to the history and to report(line)
-    schedule       step -> learning rate, for example a `cosine_schedule`; default: the optimizer's own rate
+    device         where the model is moved to; "auto" takes an accelerator if there is one
+    schedule       update 0, 1, ... -> learning rate, for example a `cosine_schedule`; default: the optimizer's own
     accumulation   micro-batches per update; they give the gradient of one batch of their joint size
-    max_grad_norm  a longer gradient is scaled down to this norm (None: never)
     precision      "float32", or "bfloat16" / "float16" autocast (float16 scales its loss and needs a GPU)
-    average        decay of an exponential moving average of the weights, for example 0.999; the averaged weights are
-                   those that are evaluated, kept as best, and returned
-    validation     ids of the held-out split; its whole loss is taken every eval_interval updates and at the end
-    folder         keeps `checkpoints/` (every checkpoint_interval updates, at the end, and on Ctrl-C, which ends
-                   training after the update in progress) and `best/` (lowest validation loss, for from_pretrained,
-                   with the tokenizer if one is given)
-    resume         go on from the newest checkpoint in folder, if there is one; on the CPU bit for bit as if the
-                   run had never stopped
-    history        a `History` to fill
+    max_grad_norm  a longer gradient is scaled down to this norm (None: never)
+    average        decay of an exponential moving average of the weights, for example 0.999
+    folder         keeps `checkpoints/` and `best/` (lowest loss in `evaluate`, for from_pretrained, with the tokenizer
+                   if one is given)
+    history        the `History` to fill; its `step` is the run's only count of finished updates
 
-    Raises ValueError for a device that is not there, an unknown precision, float16 without a GPU, an average outside
-    [0, 1), n_steps, intervals or accumulation below 1, and a folder that holds a run which is not resumed or has other
-    options; OSError if the folder cannot be written.
+    Raises TypeError or ValueError, naming the argument, before anything is moved or changed.
     """
-    for name, value in [("n_steps", n_steps), ("log_interval", log_interval), ("accumulation", accumulation),
-                        ("eval_interval", eval_interval), ("checkpoint_interval", checkpoint_interval)]:  # fmt: skip
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if resume and folder is None:
-        raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
-    run = _Run(model, dataloader, optimizer, device, precision, average, folder, tokenizer, history or History())
-    run.start(resume)
-    tokens, seconds = 0, 0.0
-    bar = tqdm(total=n_steps, initial=run.step, unit="step", disable=_bar_is_unwanted(), leave=False)
-    with bar, _ctrl_c_finishes_the_step() as stop_asked:
-        while run.step < n_steps and not stop_asked():
-            started = time.perf_counter()
-            batches = [dataloader.next_batch() for _ in range(accumulation)]
-            run.update(batches, schedule, max_grad_norm)
-            tokens += sum(inputs.numel() for inputs, _ in batches)
-            seconds += time.perf_counter() - started
-            bar.update()
-            last = run.step == n_steps
-            if run.step % log_interval == 0 or last:
-                loss, speed = run.log(), tokens / seconds
-                bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{speed:,.0f}")
-                if report:
-                    report(f"step {run.step}/{n_steps}  train loss {loss:.4f}  {speed:,.0f} tokens/s")
-                tokens, seconds = 0, 0.0
-            if validation is not None and (run.step % eval_interval == 0 or last):
-                score = run.evaluate(validation)
-                if report:
-                    report(f"step {run.step}/{n_steps}  validation loss {score:.4f}  best {run.history.best:.4f}")
-            if run.step % checkpoint_interval == 0 or last:
-                run.save()
-        run.history.stopped_early = run.step < n_steps
-        if run.history.stopped_early:
-            run.save()
-    return run.finish()
 
-
-def _bar_is_unwanted() -> bool | None:
-    """None: tqdm shows a bar in a terminal only. A notebook is none, but its reader waits all the same."""
-    return bool(os.environ.get("TQDM_DISABLE")) if "ipykernel" in sys.modules else None
-
-
-class _Run:
-    """The state of one training run: all that a checkpoint must hold to go on as if nothing had happened."""
-
-    def __init__(self, model, dataloader, optimizer, device, precision, average, folder, tokenizer, history) -> None:
+    def __init__(
+        self,
+        model: GPT,
+        batches: Batches,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: str | torch.device = "auto",
+        schedule: Callable[[int], float] | None = None,
+        accumulation: int = 1,
+        precision: str = "float32",
+        max_grad_norm: float | None = 1.0,
+        average: float | None = None,
+        folder: str | Path | None = None,
+        tokenizer: Tokenizer | None = None,
+        history: History | None = None,
+    ) -> None:
         self.device = pick_device(device)
-        if average is not None and not 0 <= average < 1:
-            raise ValueError(f"average must be in [0, 1), or None for no average, got {average}")
+        if not hasattr(batches, "next_batch"):
+            raise TypeError(f"batches must have next_batch(), got {type(batches).__name__}")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule must be a function of the step, or None, got {schedule!r}")
+        at_least_one("accumulation", accumulation)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if precision == "float16" and self.device.type == "cpu":
             raise ValueError("precision float16 needs a GPU; on the CPU use bfloat16 or float32")
-        self.model, self.dataloader, self.optimizer = model.to(self.device).train(), dataloader, optimizer
-        self.precision, self.history, self.step = precision, history, 0
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm must be above 0, or None for no bound, got {max_grad_norm}")
+        if average is not None and not 0 <= average < 1:
+            raise ValueError(f"average must be in [0, 1), or None for no average, got {average}")
+        self.model, self.batches, self.optimizer = model.to(self.device).train(), batches, optimizer
+        self.schedule, self.accumulation, self.max_grad_norm = schedule, accumulation, max_grad_norm
+        self.precision, self.scaler = precision, torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
+        self.averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
         self.folder, self.tokenizer = None if folder is None else Path(folder), tokenizer
-        self.scaler = torch.amp.GradScaler(self.device.type) if precision == "float16" else None
-        self.averaged = None
-        if average is not None:
-            self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+        self.history = History() if history is None else history
+        self.pending: list[float] = []  # the losses since the last entry of history.train
+        self.tokens_read = 0  # by this process
 
-    def update(self, batches, schedule, max_grad_norm) -> None:
-        """One step of the optimizer on the joint gradient of the micro-batches."""
-        if schedule is not None:
+    def step(self) -> float:
+        """One update: fetch its batches, take their joint gradient, clip it, move the weights. Returns the loss."""
+        batches = [self.batches.next_batch() for _ in range(self.accumulation)]
+        if self.schedule is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = schedule(self.step)
+                group["lr"] = self.schedule(self.history.step)
         self.optimizer.zero_grad()
-        self.history.pending.append(batch_gradient(self.model, batches, self.scaler, self.precision))
-        if self.scaler:
-            self.scaler.unscale_(self.optimizer)  # before clipping: the bound is on the true gradient
-        if max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), max_grad_norm)
-        if self.scaler:
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self.optimizer.step()
-        if self.averaged:
+        loss = batch_gradient(self.model, batches, self.scaler, self.precision)
+        self.scaler.unscale_(self.optimizer)  # before clipping: the bound is on the true gradient
+        if self.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.averaged is not None:
             self.averaged.update_parameters(self.model)
-        self.step += 1
-        self.history.step = self.step
-
-    def log(self) -> float:
-        """Enter the mean training loss since the last entry."""
-        losses, self.history.pending = self.history.pending, []
-        self.history.train.append((self.step, sum(losses) / len(losses)))
-        return self.history.train[-1][1]
-
-    @property
-    def best_guess(self) -> GPT:
-        """The model to evaluate and to hand out: the averaged one, if the weights are averaged."""
-        return self.averaged.module if self.averaged else self.model
-
-    def evaluate(self, validation: Tensor) -> float:
-        loss = evaluate(self.best_guess, validation).loss
-        self.history.validation.append((self.step, loss))
-        if loss < self.history.best:
-            self.history.best = loss
-            if self.folder:
-                save_pretrained(self.best_guess, self.folder / "best", self.tokenizer)
+        self.pending.append(loss)
+        self.history.step += 1
+        self.tokens_read += sum(inputs.numel() for inputs, _ in batches)
         return loss
 
-    def _parts(self) -> dict:
-        """Everything with a state of its own, besides the model and the random generators."""
-        parts = {"optimizer": self.optimizer, "averaged": self.averaged, "scaler": self.scaler}
-        if hasattr(self.dataloader, "state_dict"):
-            parts["dataloader"] = self.dataloader
-        return {name: part for name, part in parts.items() if part is not None}
+    def log(self) -> float:
+        """Enter the mean training loss since the last entry into the history, and return it."""
+        if not self.pending:
+            raise ValueError("log needs at least one step since the last entry")
+        mean = sum(self.pending) / len(self.pending)
+        self.history.train.append((self.history.step, mean))
+        self.pending = []
+        return mean
+
+    @property
+    def result(self) -> GPT:
+        """The model to evaluate and to keep: the one with averaged weights, if they are averaged."""
+        return self.model if self.averaged is None else cast(GPT, self.averaged.module)
+
+    def evaluate(self, tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"]) -> float:
+        """Enter the loss of the result on a held-out split into the history; if it is the lowest, keep the model."""
+        loss = evaluate(self.result, tokens).loss
+        self.history.validation.append((self.history.step, loss))
+        if loss < self.history.best:
+            self.history.best = loss
+            if self.folder is not None:
+                save_pretrained(self.result, self.folder / "best", self.tokenizer)
+        return loss
+
+    def finish(self) -> GPT:
+        """Give the model the averaged weights, if they are averaged, and return it."""
+        if self.averaged is not None:
+            self.model.load_state_dict(self.result.state_dict())
+        return self.model
+
+    def _parts(self) -> dict[str, Stateful]:
+        """Everything with a state of its own, besides the model and the random number generators."""
+        parts: dict[str, Stateful] = {"optimizer": self.optimizer}
+        if self.averaged is not None:
+            parts["averaged"] = self.averaged
+        if self.scaler.is_enabled():
+            parts["scaler"] = self.scaler
+        if isinstance(self.batches, Stateful):
+            parts["dataloader"] = self.batches
+        return parts
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the model's weights and the random number generators, which a checkpoint saves by itself."""
+        state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
+        state["history"] = {**asdict(self.history), "pending": list(self.pending)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` gave. ValueError, before anything changes, if it has other parts."""
+        self._check_parts(set(state) - {"step"}, "state")
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        past = state["history"]
+        self.history.step = past["step"]
+        self.history.train = past["train"]
+        self.history.validation = past["validation"]
+        self.history.best = past["best"]
+        self.pending = past["pending"]
+
+    def _check_parts(self, saved: set[str], whose: str) -> None:
+        own = {*self._parts(), "history"}
+        if saved != own:
+            raise ValueError(f"{whose} holds {sorted(saved)}, but this run has {sorted(own)}: give it the same options")
 
     def save(self) -> None:
-        if self.folder:
-            state = {name: part.state_dict() for name, part in self._parts().items()}
-            state["history"] = asdict(self.history)
-            save_checkpoint(self.folder / "checkpoints", self.model, state, self.step)
-
-    def start(self, resume: bool) -> None:
-        """Begin in an empty folder, or go on from its newest checkpoint; two runs never share one."""
+        """Write a checkpoint of this step into the folder. ValueError without one, OSError if it cannot be written."""
         if self.folder is None:
+            raise ValueError("save needs a folder, got folder=None")
+        save_checkpoint(self.folder / "checkpoints", self.model, self.state_dict(), self.history.step)
+
+    def start(self, resume: bool = False) -> None:
+        """Begin in an empty folder, or resume from its newest checkpoint, if it has one.
+
+        Raises ValueError if resume is asked without a folder, or if the folder holds a run that is not resumed or has
+        other parts or another config; then nothing has changed. OSError if the folder cannot be written.
+        """
+        if self.folder is None:
+            if resume:
+                raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
             return
         self.folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour: the disk may be read-only
         saved = saved_parts(self.folder / "checkpoints")
@@ -338,17 +348,78 @@ class _Run:
             return
         if not resume:
             raise ValueError(f"folder {self.folder} holds a run: resume it, or give another folder")
-        own = {*self._parts(), "history"}
-        if saved != own:
-            raise ValueError(f"the run in {self.folder} saved {sorted(saved)}, but this one has {sorted(own)}")
-        state = load_checkpoint(self.folder / "checkpoints", self.model)
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.step = state["step"]
-        for name, value in state["history"].items():
-            setattr(self.history, name, value)
+        self._check_parts(saved, f"the run in {self.folder}")
+        self.load_state_dict(load_checkpoint(self.folder / "checkpoints", self.model))
 
-    def finish(self) -> GPT:
-        if self.averaged:
-            self.model.load_state_dict(self.averaged.module.state_dict())
-        return self.model
+
+def train(
+    model: GPT,
+    dataloader: Batches,
+    n_steps: int,
+    optimizer: torch.optim.Optimizer,
+    device: str | torch.device = "auto",
+    log_interval: int = 50,
+    *,
+    schedule: Callable[[int], float] | None = None,
+    accumulation: int = 1,
+    max_grad_norm: float | None = 1.0,
+    precision: str = "float32",
+    average: float | None = None,
+    validation: Integer[Tensor, " n"] | Integer[np.ndarray, " n"] | None = None,
+    eval_interval: int = 250,
+    folder: str | Path | None = None,
+    tokenizer: Tokenizer | None = None,
+    checkpoint_interval: int = 1000,
+    resume: bool = False,
+    history: History | None = None,
+    report: Callable[[str], None] | None = None,
+) -> GPT:
+    """Train until n_steps updates are done and return the model: the short door to `Run`, which explains the rest.
+
+    log_interval         every so many updates the mean training loss goes to the history and to report(line)
+    validation           ids of the held-out split; its whole loss is taken every eval_interval updates and at the end
+    checkpoint_interval  every so many updates, at the end, and on Ctrl-C, which ends training after the update in
+                         progress, a checkpoint goes to the folder, if there is one
+    resume               continue from the newest checkpoint in the folder, if there is one; on the CPU bit for bit as
+                         if the run had never stopped
+    history              the `History` to fill; one that has been filled is continued, and n_steps counts its steps too
+
+    With `average`, the averaged weights are those that are evaluated, kept as best, and returned.
+    Raises TypeError or ValueError, naming the argument, for what `Run` refuses, n_steps or intervals below 1, a history
+    that has its n_steps already, and a folder that holds a run which is not resumed or has other options; OSError if
+    the folder cannot be written.
+    """
+    for name, value in [("n_steps", n_steps), ("log_interval", log_interval), ("eval_interval", eval_interval),
+                        ("checkpoint_interval", checkpoint_interval)]:  # fmt: skip
+        at_least_one(name, value)
+    if resume and folder is None:
+        raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
+    if history is not None and history.step >= n_steps and not resume:
+        raise ValueError(f"n_steps must be more than the {history.step} steps of the history, got {n_steps}")
+    run = Run(model, dataloader, optimizer, device=device, schedule=schedule, accumulation=accumulation,
+              precision=precision, max_grad_norm=max_grad_norm, average=average, folder=folder, tokenizer=tokenizer,
+              history=history)  # fmt: skip
+    run.start(resume)
+    log, say, seconds, read = run.history, report or (lambda line: None), 0.0, 0
+    bar = tqdm(total=n_steps, initial=log.step, unit="step", disable=hide_progress_bar(), leave=False)
+    with bar, ctrl_c_finishes_the_step() as stop_asked:
+        while log.step < n_steps and not stop_asked():
+            started = time.perf_counter()
+            run.step()
+            seconds += time.perf_counter() - started
+            bar.update()
+            last = log.step == n_steps
+            if log.step % log_interval == 0 or last:
+                loss, rate = run.log(), (run.tokens_read - read) / seconds
+                seconds, read = 0.0, run.tokens_read
+                bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{rate:,.0f}")
+                say(f"step {log.step}/{n_steps}  train loss {loss:.4f}  {rate:,.0f} tokens/s")
+            if validation is not None and (log.step % eval_interval == 0 or last):
+                score = run.evaluate(validation)
+                say(f"step {log.step}/{n_steps}  validation loss {score:.4f}  best {log.best:.4f}")
+            if folder is not None and (log.step % checkpoint_interval == 0 or last):
+                run.save()
+        log.stopped_early = log.step < n_steps
+        if folder is not None and log.stopped_early:
+            run.save()
+    return run.finish()

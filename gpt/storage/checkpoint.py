@@ -26,8 +26,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from gpt.model import GPT
 from gpt.support.files import flush, sha256, temporary_beside
 
 WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "SHA256SUMS"
@@ -36,11 +37,11 @@ WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "SHA256SUMS"
 STEP_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
 
 
-def save_checkpoint(folder: str | Path, model: nn.Module, state: dict[str, Any], step: int, keep: int = 2) -> Path:
+def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step: int, keep: int = 2) -> Path:
     """Write `folder/step-<step>` and return its path; then delete the oldest steps before it, so that `keep` remain.
 
-    model: a GPT (its `config` is saved too). state: tensors, numbers, strings, and lists, tuples and dicts of these.
-    A later step that stands in the folder is never deleted. One process at a time may write to a folder.
+    The model's `config` is saved too. state: tensors, numbers, strings, and lists, tuples and dicts of these.
+    A later step in the folder is never deleted. One process at a time may write to a folder.
     Raises ValueError or TypeError for bad arguments, OSError if the disk is full or read-only. After any error or
     kill, the checkpoints from before can still be loaded; the next save clears away what a kill left.
     """
@@ -64,7 +65,7 @@ def save_checkpoint(folder: str | Path, model: nn.Module, state: dict[str, Any],
     return target
 
 
-def load_checkpoint(folder: str | Path, model: nn.Module) -> dict[str, Any]:
+def load_checkpoint(folder: str | Path, model: GPT) -> dict[str, Any]:
     """Restore `model` in place and the random number generators; return the saved `state` with its "step".
 
     folder: the folder of a run, whose newest step is taken, or one step's folder. Tensors come back on the CPU.
