@@ -20,7 +20,7 @@ def options(parser: ArgumentParser) -> None:
 
 def run(options: Options) -> None:
     from gpt.storage.pretrained import load_pretrained, load_pretrained_tokenizer
-    from gpt.training import pick_device
+    from gpt.support.machine import pick_device
 
     model, tokenizer = load_pretrained(options.model), load_pretrained_tokenizer(options.model)
     held_out = material(options.text, tokenizer)

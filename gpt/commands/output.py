@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gpt.generation import Sampling
     from gpt.model import GPT
     from gpt.tokens import Tokenizer
     from gpt.training import Evaluation
@@ -43,7 +45,7 @@ def scores(score: Evaluation) -> str:
     )
 
 
-def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int, seed: int, **sampling: Any) -> str:
+def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int, sampling: Sampling, seed: int) -> str:
     """Print the prompt and its continuation as it is drawn; return all of it."""
     import torch
 
@@ -52,8 +54,10 @@ def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int, se
     ids = tokenizer.encode(prompt)
     if not ids:
         raise ValueError("prompt must not be empty: the model needs a token to start from")
-    generator = torch.Generator(model.token_embedding.weight.device).manual_seed(seed)
-    drawn = stream(model, torch.tensor([ids]), n_tokens, generator=generator, **sampling)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = stream(
+        model, torch.tensor([ids]), n_tokens, eos_token=tokenizer.end_of_text, generator=generator, **asdict(sampling)
+    )
     shown = prompt
     print(prompt, end="", flush=True)
     for token in drawn:

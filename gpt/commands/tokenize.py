@@ -47,7 +47,9 @@ def run(options: Options) -> None:
         except OSError as error:
             if options.tokenizer != "gpt2":
                 raise
-            raise OSError(f"Without a network, choose --model tinyshakespeare or --tokenizer bpe:10. {error}") from error
+            raise OSError(
+                f"Without a network, choose --model tinyshakespeare or --tokenizer bpe:10. {error}"
+            ) from error
     else:
         tokenizer = load_pretrained_tokenizer(options.model)
     for line in table(tokenizer, text):

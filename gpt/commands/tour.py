@@ -27,6 +27,7 @@ def options(parser: ArgumentParser) -> None:
 def run(options: Options) -> None:
     import torch
 
+    from gpt.generation import Sampling
     from gpt.model import GPT
     from gpt.storage.corpora import load_text
     from gpt.storage.pretrained import load_pretrained, load_pretrained_tokenizer
@@ -35,7 +36,7 @@ def run(options: Options) -> None:
 
     heading("1. A model that has read Shakespeare continues your prompt")
     model, tokenizer = load_pretrained(DEFAULT_MODEL), load_pretrained_tokenizer(DEFAULT_MODEL)
-    text = stream_text(model, tokenizer, options.prompt, 400, options.seed, temperature=0.8, top_p=0.95)
+    text = stream_text(model, tokenizer, options.prompt, 400, Sampling(0.8, top_p=0.95), options.seed)
 
     heading("2. Where it looked: attention of every layer and head over the first characters of that text")
     files: list[Path] = []
@@ -68,7 +69,7 @@ def run(options: Options) -> None:
     say(f"after {history.step} steps: {scores(data.score(model))}")
     files.extend(draw_curve(history, options.out / "training.png"))
     say("a sample:")
-    stream_text(model, tokenizer, "The ", 300, options.seed, temperature=0.7)
+    stream_text(model, tokenizer, "The ", 300, Sampling(0.7), options.seed)
 
     heading("Files written")
     for path in files:

@@ -65,7 +65,8 @@ def run(options: Options) -> None:
 
     from gpt.storage.pretrained import load_pretrained
     from gpt.support.files import atomic_file
-    from gpt.training import History, adamw, cosine_schedule, pick_device, train
+    from gpt.support.machine import pick_device
+    from gpt.training import History, adamw, cosine_schedule, train
 
     data = material(options.text, tokenizer_of(options))
     torch.manual_seed(options.seed)

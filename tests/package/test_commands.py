@@ -179,7 +179,7 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         def head(self, hidden):
             return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
 
-    text = stream_text(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, seed=0)
+    text = stream_text(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, gpt.Sampling(), seed=0)
     assert text == "xaé€"
     assert capsys.readouterr().out == "xaé€\n"
 
@@ -190,6 +190,8 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         (["generate", "--temperature", "-1"], "temperature must be at least 0"),
         (["generate", "--top-k", "0"], "top_k must be an int of at least 1"),
         (["generate", "--top-p", "1.5"], r"top_p must be in \(0, 1\]"),
+        (["generate", "--min-p", "2"], r"min_p must be in \[0, 1\].*got 2"),
+        (["generate", "--repetition-penalty", "0"], "repetition_penalty must be above 0.*got 0"),
         (["generate", "--prompt", ""], "prompt must not be empty"),
         (["generate", "--prompt", "7"], "'7'"),
         (["generate", "--model", "nowhere"], "nowhere"),
@@ -406,6 +408,31 @@ def test_a_tokenizer_of_two_files_in_gpt2s_layout(gpt, command, tmp_path):
         assert code == 0
         assert "     0     256  th     74 68\n" in out
         assert "2 tokens of a vocabulary of 258\n" in out
+
+
+# --- generate
+
+
+def test_generate_reads_its_prompt_from_standard_input(command, run_folder, monkeypatch):
+    outputs = []
+    for prompt in ("the cat ", "-"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("the cat "))
+        code, out, _ = command("generate", "--model", run_folder / "best", "--prompt", prompt, "--tokens", 10)
+        assert code == 0
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("settings", [{"min_p": 0.9}, {"repetition_penalty": 30.0}, {"top_k": 2}, {"top_p": 0.2}])
+def test_each_setting_of_generate_reaches_the_draw(gpt, command, run_folder, settings):
+    option = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    common = ["generate", "--model", run_folder / "best", "--prompt", "the ", "--tokens", 30, "--temperature", 2]
+    model, tokenizer = (load(run_folder / "best") for load in (gpt.GPT.from_pretrained, gpt.load_pretrained_tokenizer))
+    ids = torch.tensor([tokenizer.encode("the ")])
+    expected = gpt.generate(model, ids, 30, 2.0, generator=torch.Generator().manual_seed(0), **settings)
+    out = command(*common, *option)[1]
+    assert out == tokenizer.decode(expected[0].tolist()) + "\n"
+    assert out != command(*common)[1]
 
 
 # --- token files
