@@ -279,25 +279,33 @@ def test_each_file_in_commands_that_has_a_run_is_a_command(gpt):
 
 
 def test_commands_alone_load_no_torch_and_no_matplotlib():
-    """--help must come at once. The package's own face is left out: here it is an empty module."""
+    """--help must come at once: the public names are imported when one of them is used."""
     program = """
-        import sys, types
-        package = types.ModuleType("gpt")
-        package.__path__ = [sys.argv[1]]
-        sys.modules["gpt"] = package
+        import sys
         from gpt.__main__ import COMMANDS, main
         for name in COMMANDS:
             try:
                 main([name, "--help"])
             except SystemExit as end:
                 assert end.code == 0
+        import gpt
         print("loaded:", {"torch", "numpy", "matplotlib", "tiktoken"} & set(sys.modules))
     """
-    package = Path(parsing.__file__).parent.parent
-    process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), package], capture_output=True, text=True, check=True
-    )
+    arguments = [sys.executable, "-c", textwrap.dedent(program)]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert process.stdout.endswith("\nloaded: set()\n")
+
+
+def test_the_package_gives_its_names_and_modules_and_no_others():
+    first = "import gpt; print(gpt.tokens.__name__)"  # in a new process, where no name has been used yet
+    process = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, check=True)
+    assert process.stdout == "gpt.tokens\n"
+    package = importlib.import_module("gpt")
+    assert package.GPT is importlib.import_module("gpt.model").GPT
+    assert package.tokens is importlib.import_module("gpt.tokens")
+    assert {"GPT", "Tokenizer", "train"} <= set(dir(package))
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = package.nothing
 
 
 def test_what_draws_nothing_needs_no_matplotlib(run_folder, text_file, tmp_path):
