@@ -1,74 +1,22 @@
-"""GPT-2, worked out: the package behind the guides and notebooks. One module a concept; here are their public names."""
+"""GPT-2, worked out: the package behind the guides and notebooks. One module a concept; public.py lists their names.
 
-from gpt.attention import (
-    CausalAttention,
-    CausalSelfAttention,
-    KVCache,
-    MultiHeadAttention,
-    SelfAttention,
-    causal_mask,
-    scaled_dot_product_attention,
-)
-from gpt.block import GELU, Block, FeedForward, LayerNorm, RMSNorm, gelu, layer_norm, rms_norm
-from gpt.config import GPTConfig
-from gpt.generation import Sampling, generate, next_token_probabilities, stream
-from gpt.inspection import Trace, ablated, attention_entropy, head_scores, logit_lens, rollout, trace
-from gpt.model import GPT
-from gpt.positions import LearnedPositionalEncoding, PositionalEncoding, sinusoids
-from gpt.storage.corpora import Corpus, RandomWindows, load_text
-from gpt.storage.pretrained import load_pretrained_tokenizer
-from gpt.tokens import BPETokenizer, CharTokenizer, GPT2Tokenizer, Tokenizer, gpt2_tokenizer, ids_to_text, text_to_ids
-from gpt.training import Batches, History, Run, adamw, batch_gradient, cosine_schedule, evaluate, train
+PyTorch takes seconds to load, so the names are imported when the first of them is used: --help need not wait for it.
+"""
 
-__all__ = [
-    "GELU",
-    "GPT",
-    "BPETokenizer",
-    "Batches",
-    "Block",
-    "CausalAttention",
-    "CausalSelfAttention",
-    "CharTokenizer",
-    "Corpus",
-    "FeedForward",
-    "GPT2Tokenizer",
-    "GPTConfig",
-    "History",
-    "KVCache",
-    "LayerNorm",
-    "LearnedPositionalEncoding",
-    "MultiHeadAttention",
-    "PositionalEncoding",
-    "RMSNorm",
-    "RandomWindows",
-    "Run",
-    "Sampling",
-    "SelfAttention",
-    "Tokenizer",
-    "Trace",
-    "ablated",
-    "adamw",
-    "attention_entropy",
-    "batch_gradient",
-    "causal_mask",
-    "cosine_schedule",
-    "evaluate",
-    "gelu",
-    "generate",
-    "gpt2_tokenizer",
-    "head_scores",
-    "ids_to_text",
-    "layer_norm",
-    "load_pretrained_tokenizer",
-    "load_text",
-    "logit_lens",
-    "next_token_probabilities",
-    "rms_norm",
-    "rollout",
-    "scaled_dot_product_attention",
-    "sinusoids",
-    "stream",
-    "text_to_ids",
-    "trace",
-    "train",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt.public import *
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("__"):
+        names = vars(import_module("gpt.public")) | globals()  # the modules that it imports are now among ours
+        if name in names:
+            return names[name]
+    raise AttributeError(f"module 'gpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *vars(import_module("gpt.public"))})

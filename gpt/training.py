@@ -159,7 +159,7 @@ class History:
 
 def batch_gradient(
     model: nn.Module,
-    batches: list[tuple[Tensor, Tensor]],
+    batches: list[tuple[Int[Tensor, "_ _"], Int[Tensor, "_ _"]]],
     scaler: torch.amp.GradScaler | None = None,
     precision: str = "float32",
 ) -> float:

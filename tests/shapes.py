@@ -28,7 +28,8 @@ CHECKED: set[str] = set()  # the dotted names of all that `check_shapes` has wra
 
 def check_shapes() -> None:
     """Wrap the package's functions in place, each once."""
-    modules = [info.name for info in pkgutil.walk_packages(gpt.__path__, "gpt.") if not info.name.endswith("__main__")]
+    names = [info.name for info in pkgutil.walk_packages(gpt.__path__, "gpt.")]
+    modules = [name for name in names if not name.startswith(("gpt.__main__", "gpt.commands"))]  # they import late
     for module in map(importlib.import_module, modules):
         for owner in [module, *(value for value in vars(module).values() if inspect.isclass(value))]:
             if owner.__name__ == module.__name__ or owner.__module__ == module.__name__:

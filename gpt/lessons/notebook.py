@@ -30,7 +30,7 @@ class described:
             raise ValueError(f"description must say what the figure shows, got {description!r}")
         self.figure, self.description = figure, " ".join(description.split())
 
-    def _repr_mimebundle_(self, **_options) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(self, **_options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         picture = figures.png(self.figure, dpi=_DPI)
         size = (pixels * 100 // _DPI for pixels in struct.unpack(">II", picture[16:24]))  # a PNG begins with its size
         shown = {"alt": self.description} | dict(zip(("width", "height"), size, strict=True))

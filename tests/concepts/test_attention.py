@@ -141,7 +141,7 @@ def test_a_mask_of_zeros_and_ones_is_an_error(gpt):
 
 def test_a_query_that_may_look_at_nothing_is_an_error(gpt):
     query, mask = torch.randn(3, 4), torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]]).bool()
-    with pytest.raises(ValueError, match="mask.*every query"):
+    with pytest.raises(ValueError, match=r"mask.*every query"):
         gpt.scaled_dot_product_attention(query, query, query, mask)
 
 

@@ -209,7 +209,7 @@ def test_the_three_gelus_agree_in_value_and_gradient(gpt, form):
 
 def test_a_gelu_nobody_knows_is_an_error(gpt):
     for make in (lambda: gpt.gelu(torch.zeros(1), "sigmoid"), lambda: gpt.GELU("sigmoid")):
-        with pytest.raises(ValueError, match="approximate.*tanh.*none.*sigmoid"):
+        with pytest.raises(ValueError, match=r"approximate.*tanh.*none.*sigmoid"):
             make()
 
 

@@ -396,7 +396,7 @@ def test_a_full_cache_is_an_error_that_leaves_it_as_it_was(gpt):
     cache = model.new_cache(batch=2)
     with torch.no_grad():
         model(tokens[:, :10], cache=cache)
-        with pytest.raises(ValueError, match="tokens.*context_size=12.*13"):
+        with pytest.raises(ValueError, match=r"tokens.*context_size=12.*13"):
             model(tokens[:, :3], cache=cache)
         logits, _ = model(tokens[:, 10:], cache=cache)
     close(logits, model(tokens)[0][:, 10:], 1e-11)

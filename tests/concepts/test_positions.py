@@ -113,7 +113,7 @@ def test_attention_with_positions_sees_a_sequence(gpt, name):
 
 
 def test_an_odd_width_leaves_a_sine_without_its_cosine(gpt):
-    with pytest.raises(ValueError, match="d_model.*even.*7"):
+    with pytest.raises(ValueError, match=r"d_model.*even.*7"):
         gpt.PositionalEncoding(7, 10)
 
 
@@ -121,9 +121,9 @@ def test_an_odd_width_leaves_a_sine_without_its_cosine(gpt):
 def test_a_sequence_that_does_not_fit_is_an_error(gpt, name):
     encoding = getattr(gpt, name)(6, 10)
     assert encoding(torch.zeros(1, 10, 6)).shape == (1, 10, 6)
-    with pytest.raises(ValueError, match="11.*max_len=10"):
+    with pytest.raises(ValueError, match=r"11.*max_len=10"):
         encoding(torch.zeros(1, 11, 6))
-    with pytest.raises(ValueError, match="11.*max_len=10"):
+    with pytest.raises(ValueError, match=r"11.*max_len=10"):
         encoding(torch.zeros(1, 2, 6), start=9)
     with pytest.raises(ValueError, match=r"x.*d_model=6.*\[1, 5, 1\]"):
         encoding(torch.zeros(1, 5, 1))  # a width of 1 would broadcast in silence

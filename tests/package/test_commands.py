@@ -1,14 +1,24 @@
 """The command line: what each command prints and writes, and how it takes a mistake."""
 
+import importlib
+import io
 import json
 import math
 import re
+import shlex
 import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from gpt.commands import material, parsing, tokenize
+from gpt.commands.data import chunks, encoded
+from gpt.commands.output import stream_text
+from gpt.storage.corpora import load_text
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +94,12 @@ def test_the_tour_does_what_it_says(command, tmp_path):
     assert all(Path(path).stat().st_size > 1000 for path in written)
 
 
-def test_labels_of_half_characters_are_their_bytes(gpt):
-    tokenizer = gpt.BPETokenizer([], special_tokens=())
-    assert gpt.__main__.token_texts(tokenizer, list("aé".encode())) == [b"a", b"\xc3", b"\xa9"]
-    assert gpt.__main__.token_texts(gpt.CharTokenizer.from_text("aé"), [0, 1]) == ["a", "é"]
-
-
 def test_bits_per_character_do_not_count_the_first_token_which_is_only_read(gpt):
     tokenizer = gpt.BPETokenizer([(b"a", b"b")], special_tokens=())
-    # held out are "ab", which is only read, and "c" and "d"
-    corpus = gpt.Corpus.from_text("ab" * 10 + "abcd", tokenizer, 4 / 24)
+    data = material.from_text("name", "abcd" * 10, tokenizer)
+    held_out = replace(data, validation=torch.tensor(tokenizer.encode("abcd")), characters=4)
     model = gpt.GPT(gpt.GPTConfig(context_size=4, vocab_size=tokenizer.vocab_size, n_layer=1, n_head=1, n_embd=4))
-    score = gpt.__main__.held_out_score(model, corpus)
+    score = held_out.score(model)  # "ab" is only read, "c" and "d" are predicted
     assert score.bits_per_character == pytest.approx(score.loss / math.log(2), abs=1e-9)
 
 
@@ -175,7 +179,7 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         def head(self, hidden):
             return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
 
-    text = gpt.__main__.write_on(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, seed=0)
+    text = stream_text(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, gpt.Sampling(), seed=0)
     assert text == "xaé€"
     assert capsys.readouterr().out == "xaé€\n"
 
@@ -186,6 +190,8 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         (["generate", "--temperature", "-1"], "temperature must be at least 0"),
         (["generate", "--top-k", "0"], "top_k must be an int of at least 1"),
         (["generate", "--top-p", "1.5"], r"top_p must be in \(0, 1\]"),
+        (["generate", "--min-p", "2"], r"min_p must be in \[0, 1\].*got 2"),
+        (["generate", "--repetition-penalty", "0"], "repetition_penalty must be above 0.*got 0"),
         (["generate", "--prompt", ""], "prompt must not be empty"),
         (["generate", "--prompt", "7"], "'7'"),
         (["generate", "--model", "nowhere"], "nowhere"),
@@ -199,6 +205,14 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         (["train", "TEXT", "--context-size", "2000"], "context_size"),
         (["train", "TEXT", "--steps", "0"], "n_steps must be at least 1"),
         (["train", "TEXT", "--device", "tpu"], "tpu"),
+        (["train", "TEXT", "--precision", "float8"], "precision must be one of .*'float8'"),
+        (["tokenize", "no", "--tokenizer", "words"], "--tokenizer must be char, gpt2, bpe:MERGES.*'words'"),
+        (["tokenize", "no", "--tokenizer", "."], r"--tokenizer must be .*'\.'"),
+        (["tokenize", "7", "--model", "tinyshakespeare"], "'7'"),
+        (["tokenize", "--file", "no-such-text"], "no-such-text"),
+        (["data", "no-such-text"], "no-such-text.*python-docs, tinyshakespeare, the-verdict"),
+        (["data", "no-such-text", "--tokens", "it.tokens", "--tokenizer", "char"], "no-such-text"),
+        (["data", "TEXT", "--tokens", "it.tokens", "--tokenizer", "words"], "'words'"),
         (["train", "TEXT", "--init", "tinyshakespeare", "--n-layer", "3"], "with --init the sizes and the tokenizer"),
     ],
 )
@@ -229,7 +243,9 @@ def test_what_the_parser_refuses_has_code_2(gpt, arguments, capsys):
     assert "usage: python -m gpt" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["tour", "train", "evaluate", "generate", "attend", "stats", "data", "download"])
+@pytest.mark.parametrize(
+    "name", ["tour", "train", "evaluate", "generate", "tokenize", "attend", "stats", "data", "download"]
+)
 def test_help_shows_examples(gpt, name, capsys):
     with pytest.raises(SystemExit):
         gpt.__main__.main([name, "--help"])
@@ -243,3 +259,239 @@ def test_python_m_gpt_shows_no_traceback():
     assert process.stdout == ""
     assert "Traceback" not in process.stderr
     assert process.stderr.startswith("python -m gpt generate: ")
+
+
+# --- the command line itself
+
+
+def test_names_that_the_parser_knows_are_those_of_the_modules(gpt):
+    assert (gpt.corpora.PYTHON_DOCS, *gpt.corpora.DOWNLOADS) == parsing.TEXTS
+    assert parsing.RELEASED == gpt.pretrained.RELEASED
+    assert list(gpt.pretrained.BUNDLED) == [parsing.DEFAULT_MODEL]
+    assert all(isinstance(getattr(gpt.GPTConfig, name)(), gpt.GPTConfig) for name in parsing.PRESETS)
+    assert {"tiny", "char", "gpt2_small", "gpt2_xl"} < set(parsing.PRESETS)
+
+
+def test_each_file_in_commands_that_has_a_run_is_a_command(gpt):
+    folder = Path(gpt.__main__.__file__).parent / "commands"
+    runs = {path.stem for path in folder.glob("*.py") if "\ndef run(" in path.read_text()}
+    assert runs == set(gpt.__main__.COMMANDS)
+
+
+def test_commands_alone_load_no_torch_and_no_matplotlib():
+    """--help must come at once: the public names are imported when one of them is used."""
+    program = """
+        import sys
+        from gpt.__main__ import COMMANDS, main
+        for name in COMMANDS:
+            try:
+                main([name, "--help"])
+            except SystemExit as end:
+                assert end.code == 0
+        import gpt
+        print("loaded:", {"torch", "numpy", "matplotlib", "tiktoken"} & set(sys.modules))
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program)]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert process.stdout.endswith("\nloaded: set()\n")
+
+
+def test_the_package_gives_its_names_and_modules_and_no_others():
+    first = "import gpt; print(gpt.tokens.__name__)"  # in a new process, where no name has been used yet
+    process = subprocess.run([sys.executable, "-c", first], capture_output=True, text=True, check=True)
+    assert process.stdout == "gpt.tokens\n"
+    package = importlib.import_module("gpt")
+    assert package.GPT is importlib.import_module("gpt.model").GPT
+    assert package.tokens is importlib.import_module("gpt.tokens")
+    assert {"GPT", "Tokenizer", "train"} <= set(dir(package))
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = package.nothing
+
+
+def test_what_draws_nothing_needs_no_matplotlib(run_folder, text_file, tmp_path):
+    """A training run succeeds without, but for its picture; attend says what is missing."""
+    program = """
+        import sys
+        from importlib.machinery import PathFinder
+        find = PathFinder.find_spec
+        PathFinder.find_spec = lambda name, *more: None if name == "matplotlib" else find(name, *more)
+        from gpt.__main__ import main
+        text, model, out = sys.argv[1:]
+        tiny = "--preset tiny --context-size 16 --n-embd 16 --n-head 2 --batch-size 4 --steps 2".split()
+        assert main(["generate", "--model", model, "--prompt", "the", "--tokens", "3"]) == 0
+        assert main(["evaluate", text, "--model", model]) == 0
+        assert main(["tokenize", "the cat", "--model", model]) == 0
+        assert main(["train", text, *tiny, "--out", out]) == 0
+        assert main(["attend", "--model", model, "--text", "the"]) == 2
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program), text_file, run_folder / "best", tmp_path / "run"]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert re.search("^no curve.png: .*matplotlib", process.stdout, re.MULTILINE)
+    assert re.fullmatch("python -m gpt attend: .*matplotlib.*\n", process.stderr)
+    assert (tmp_path / "run" / "best" / "record.json").is_file()
+    assert not (tmp_path / "run" / "curve.png").exists()
+
+
+def test_version(gpt, capsys):
+    with pytest.raises(SystemExit) as end:
+        gpt.__main__.main(["--version"])
+    assert end.value.code == 0
+    assert re.match(r"gpt-worked-out \d+\.\d+", capsys.readouterr().out)
+
+
+CHEAP = ("generate", "tokenize", "attend", "stats", "data")
+
+
+@pytest.mark.parametrize(
+    ("name", "example"),
+    [
+        (name, example)
+        for name in CHEAP
+        for example in importlib.import_module(f"gpt.commands.{name}").EXAMPLES
+        if not any(word in example for word in ("gpt2 ", "gpt2_xl", "gpt2", '"Hello', "tinyshakespeare --", "verdict"))
+        and (name, example) != ("data", "tinyshakespeare")  # these need a network once
+    ],
+)
+def test_examples_of_the_help_run(command, tmp_path, monkeypatch, name, example):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(load_text("python-docs")[:20_000])
+    code, _, error = command(name, *shlex.split(example))
+    assert (code, error) == (0, "")
+
+
+def test_ctrl_c_ends_with_130(command, monkeypatch):
+    def interrupted(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gpt.commands.stats.run", interrupted)
+    assert command("stats", "tiny") == (130, "", "")
+
+
+# --- tokenize
+
+
+def test_tokenize_shows_tokens_ids_bytes_and_totals(gpt, command):
+    code, out, _ = command("tokenize", "abab é\n", "--tokenizer", "bpe:1")
+    assert code == 0
+    assert out.splitlines() == [
+        "     #      id  token  bytes",
+        "     0     256  ab     61 62",
+        "     1     256  ab     61 62",
+        "     2      32  ␣      20",
+        "     3     195  \\xc3   c3",
+        "     4     169  \\xa9   a9",
+        "     5      10  ⏎      0a",
+        "6 tokens of a vocabulary of 258",
+        "7 characters, 8 bytes, 1.17 characters per token",
+    ]
+
+
+def test_tokenize_reads_an_argument_a_file_and_standard_input(command, text_file, monkeypatch):
+    outputs = []
+    for arguments in ([text_file.read_text()], ["--file", text_file], ["-"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text_file.read_text()))
+        code, out, _ = command("tokenize", *arguments, "--tokenizer", "char")
+        assert code == 0
+        outputs.append(out)
+    assert outputs[0] == outputs[1] == outputs[2]
+    assert "960 tokens of a vocabulary of 11\n" in outputs[0]
+
+
+def test_columns_stay_aligned_under_wide_characters():
+    assert tokenize.columns("a好🙂") == 5
+    assert [tokenize.visible(piece) for piece in (b" a\t", "好".encode(), b"\xff\r", "\u0301\x07".encode())] == [
+        "␣a⇥", "好", "\\xff\\r", "U+0301\\x07"
+    ]  # fmt: skip
+
+
+def test_a_tokenizer_of_two_files_in_gpt2s_layout(gpt, command, tmp_path):
+    letters = gpt.tokenizer_files.CHARACTER_OF
+    vocabulary = {letters[byte]: byte for byte in range(256)} | {"th": 256, "<|endoftext|>": 257}
+    (tmp_path / "encoder.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "vocab.bpe").write_text("#version: 0.2\nt h\n")
+    two = f"{tmp_path / 'encoder.json'}+{tmp_path / 'vocab.bpe'}"
+    for name in (two, tmp_path):
+        code, out, _ = command("tokenize", "the", "--tokenizer", name)
+        assert code == 0
+        assert "     0     256  th     74 68\n" in out
+        assert "2 tokens of a vocabulary of 258\n" in out
+
+
+# --- generate
+
+
+def test_generate_reads_its_prompt_from_standard_input(command, run_folder, monkeypatch):
+    outputs = []
+    for prompt in ("the cat ", "-"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("the cat "))
+        code, out, _ = command("generate", "--model", run_folder / "best", "--prompt", prompt, "--tokens", 10)
+        assert code == 0
+        outputs.append(out)
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize("settings", [{"min_p": 0.9}, {"repetition_penalty": 30.0}, {"top_k": 2}, {"top_p": 0.2}])
+def test_each_setting_of_generate_reaches_the_draw(gpt, command, run_folder, settings):
+    option = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    common = ["generate", "--model", run_folder / "best", "--prompt", "the ", "--tokens", 30, "--temperature", 2]
+    model, tokenizer = (load(run_folder / "best") for load in (gpt.GPT.from_pretrained, gpt.load_pretrained_tokenizer))
+    ids = torch.tensor([tokenizer.encode("the ")])
+    expected = gpt.generate(model, ids, 30, 2.0, generator=torch.Generator().manual_seed(0), **settings)
+    out = command(*common, *option)[1]
+    assert out == tokenizer.decode(expected[0].tolist()) + "\n"
+    assert out != command(*common)[1]
+
+
+# --- token files
+
+
+def test_a_token_file_holds_the_text_and_trains_a_model(gpt, command, text_file, tmp_path):
+    path = tmp_path / "cat.tokens"
+    code, out, _ = command("data", text_file, "--tokens", path, "--tokenizer", "bpe:10")
+    assert code == 0
+    saved = tmp_path / "cat.tokens.tokenizer.json"
+    assert out.splitlines()[-1].endswith(f"python -m gpt train {path} --tokenizer {saved}")
+    tokenizer = gpt.tokenizer_files.load_tokenizer(saved)
+    ids = gpt.token_file.read_tokens(path, tokenizer.vocab_size)
+    assert ids.tolist() == tokenizer.encode(text_file.read_text())
+
+    code, out, _ = command("train", path, "--tokenizer", saved, *TINY, "--steps", 3, "--out", tmp_path / "run")
+    assert code == 0
+    assert f"{len(ids) * 9 // 10:,} tokens to learn from" in out
+    record = json.loads((tmp_path / "run" / "best" / "record.json").read_text())
+    assert record["data"] == {"name": str(path), "sha256": gpt.files.sha256(path), "tokens": len(ids)}
+    held_out = torch.tensor(ids[len(ids) * 9 // 10 :].astype(int))
+    model = gpt.GPT.from_pretrained(tmp_path / "run" / "best")
+    assert record["held_out"]["loss"] == pytest.approx(gpt.evaluate(model, held_out).loss, abs=1e-6)
+    code, out, _ = command("evaluate", path, "--model", tmp_path / "run" / "best")
+    assert code == 0
+    assert f"loss {record['held_out']['loss']:.4f} " in out
+
+
+def test_a_token_file_is_refused_with_another_tokenizer(command, text_file, tmp_path):
+    path = tmp_path / "cat.tokens"
+    assert command("data", text_file, "--tokens", path, "--tokenizer", "char")[0] == 0
+    for name, message in (("char", "tokenizer must be the one that made.*'char'"), ("bpe:5", "'bpe:5'")):
+        code, _, error = command("train", path, "--tokenizer", name, *TINY, "--out", tmp_path / "run")
+        assert code == 2
+        assert re.search(message, error)
+    code, _, error = command("train", path, "--init", "tinyshakespeare", "--out", tmp_path / "run")
+    assert code == 2
+    assert re.search("vocabulary of 11 tokens, not 65", error)
+
+
+def test_a_text_in_chunks_has_the_ids_of_the_whole(gpt, tmp_path, monkeypatch):
+    text = "to be, or not<|endoftext|> to be: é 好 " * 20
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    monkeypatch.setattr("gpt.commands.data.CHUNK", 7)
+    tokenizer = gpt.BPETokenizer.train(text, 10)
+    assert "".join(chunks(str(path))) == text
+    assert list(encoded(tokenizer, chunks(str(path)))) == tokenizer.encode(text, allowed_special="all")
+
+
+def test_resume_without_a_checkpoint_says_so(command, text_file, tmp_path):
+    code, out, _ = command("train", text_file, *TINY, "--steps", 1, "--resume", "--out", tmp_path / "run")
+    assert code == 0
+    assert f"no checkpoint in {tmp_path / 'run'}: starting from the beginning\n" in out

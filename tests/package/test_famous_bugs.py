@@ -172,9 +172,11 @@ BUGS = {
     ),
     "byte pairs merged from left to right, not in the order they were learned": (
         "tokens.apply_merges",
-        {"min(pairwise(tokens), key=lambda neighbours: ranks.get(neighbours, math.inf))": (
-            "next((pair for pair in pairwise(tokens) if pair in ranks), None)"
-        )},
+        {
+            "min(pairwise(tokens), key=lambda neighbours: ranks.get(neighbours, math.inf))": (
+                "next((pair for pair in pairwise(tokens) if pair in ranks), None)"
+            )
+        },
         test_tokens.test_merges_apply_in_the_order_in_which_they_were_learned,
     ),
 }
