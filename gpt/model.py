@@ -151,11 +151,9 @@ class GPT(nn.Module):
         `gpt.generation.stream`."""
         from gpt.generation import generate
 
-        rare = {"min_p": min_p, "repetition_penalty": repetition_penalty}
         return generate(
-            self, tokens, max_new_tokens, temperature,
-            top_k=top_k, top_p=top_p, eos_token=eos_token, generator=generator, use_cache=use_cache,
-            **{name: value for name, value in rare.items() if value is not None},
+            self, tokens, max_new_tokens, temperature, top_k, top_p, eos_token, generator, use_cache, min_p,
+            repetition_penalty,
         )  # fmt: skip
 
     @classmethod

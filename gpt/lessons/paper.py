@@ -42,8 +42,8 @@ def by_hand(where: str, expression: str, value: float, digits: int = 4, within: 
     """Print one entry worked out with a pocket calculator as a paragraph, and hold it against the true value.
 
     `expression` holds the numbers as the guide prints them, so its value may be off by what their rounding explains:
-    `within` (five units of the last digit if not given). Then the line says what the calculator shows and what the table
-    has. Raises AssertionError if it is off by more.
+    `within` (five units of the last digit if not given). Then the line gives both, the calculator's value and the
+    table's. Raises AssertionError if it is off by more.
     """
     functions = {"sqrt": np.sqrt, "exp": np.exp, "ln": np.log, "tanh": np.tanh}
     result = float(eval(expression, {"__builtins__": {}}, functions))

@@ -11,17 +11,9 @@ import pytest
 import torch
 
 from tests.comparing import close
+from tests.models import causal_layer
 
 F64 = torch.float64
-
-
-def causal_layer(gpt, d_model=12, num_heads=3, max_seq_len=16, seed=0, **options):
-    """A float64 CausalSelfAttention with weights large enough that its attention is far from uniform."""
-    torch.manual_seed(seed)
-    layer = gpt.CausalSelfAttention(d_model, num_heads, max_seq_len, **options).to(F64)
-    for parameter in layer.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return layer
 
 
 def both_paths(layer, x, cache=None):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.comparing import close
+from tests.models import random_block, small_config
 
 F64 = torch.float64
 
@@ -27,19 +28,6 @@ def values_and_gradients(function, *inputs):
 def assert_same(ours, theirs, tolerance):
     for our, their in zip(ours, theirs, strict=True):
         close(our, their, tolerance)
-
-
-def config(gpt, **changes):
-    sizes = {"context_size": 8, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 12}
-    return gpt.GPTConfig(**sizes | changes)
-
-
-def random_block(gpt, seed=0, **changes):
-    torch.manual_seed(seed)
-    block = gpt.Block(config(gpt, **changes)).to(F64)
-    for parameter in block.parameters():
-        torch.nn.init.normal_(parameter, std=0.5)
-    return block
 
 
 # Norms.
@@ -300,7 +288,7 @@ def test_a_block_never_looks_ahead(gpt):
 
 def test_evaluation_has_no_dropout_and_training_has(gpt):
     block, x = random_block(gpt, seed=3, dropout=0.5), torch.randn(2, 7, 12, dtype=F64)
-    without = gpt.Block(config(gpt)).to(F64)
+    without = gpt.Block(small_config(gpt)).to(F64)
     without.load_state_dict(block.state_dict())
     assert not torch.isclose(block(x), block(x)).all()
     torch.manual_seed(4)
@@ -314,7 +302,7 @@ def test_evaluation_has_no_dropout_and_training_has(gpt):
 def test_both_writers_are_dropped_and_the_stream_is_not(gpt):
     # Weights of zero and biases of one: each part writes a 1 everywhere, which dropout makes 0 or 1 / (1 - p).
     p, n = 0.25, 400 * 8 * 12
-    block = gpt.Block(config(gpt, dropout=p))
+    block = gpt.Block(small_config(gpt, dropout=p))
     with torch.no_grad():
         for writer in (block.attention.projection, block.feed_forward.project):
             writer.weight.zero_()

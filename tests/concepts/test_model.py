@@ -13,20 +13,10 @@ import pytest
 import torch
 
 from tests.comparing import close
+from tests.models import SIZES, small_gpt
 
 F64 = torch.float64
-V, T_MAX = 19, 12
-
-
-def small_gpt(gpt, seed=0, spread=True, **changes):
-    """A small float64 GPT; with `spread`, its weights are large enough that nothing in it is close to zero."""
-    torch.manual_seed(seed)
-    sizes = {"context_size": T_MAX, "vocab_size": V, "n_layer": 2, "n_head": 2, "n_embd": 12}
-    model = gpt.GPT(gpt.GPTConfig(**sizes | changes)).to(F64)
-    if spread:
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)
-    return model
+V, T_MAX = SIZES["vocab_size"], SIZES["context_size"]
 
 
 def some_tokens(batch=2, length=T_MAX, seed=1):

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from tests.comparing import close
+from tests.models import small_gpt
 
 SIZES = dict(context_size=8, vocab_size=11, n_layer=2, n_head=2, n_embd=8)
 
 
 def small_model(gpt, seed=0, **changes):
-    torch.manual_seed(seed)
-    return gpt.GPT(gpt.GPTConfig(**{**SIZES, **changes}))
+    """A fresh model in float32: what is trained starts where GPT-2 starts."""
+    return small_gpt(gpt, seed, std=None, dtype=torch.float32, **SIZES | changes)
 
 
 def text_ids(n=400, seed=5):

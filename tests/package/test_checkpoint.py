@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.models import small_gpt
 from tests.package.test_files import fail_at, names_in
 
 ROOT = Path(__file__).parents[2]
@@ -23,9 +24,8 @@ CHANGES = ("rename", "replace", "fsync", "mkdir", "unlink", "rmdir")  # the call
 
 
 def make_model(gpt, seed=0, **changes):
-    torch.manual_seed(seed)
     sizes = {"context_size": 8, "vocab_size": 11, "n_layer": 2, "n_head": 2, "n_embd": 8, **changes}
-    return gpt.GPT(gpt.GPTConfig(**sizes))
+    return small_gpt(gpt, seed, std=None, dtype=torch.float32, **sizes)
 
 
 def set_weights(model, value):
