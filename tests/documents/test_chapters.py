@@ -185,6 +185,16 @@ def test_a_chapter_has_three_exercises(stored):
     assert "0 exercises, but a chapter has three" in notebooks.exercises(stored(code()))[0]
 
 
+def test_a_number_at_the_edge_of_two_roundings_is_found(stored):
+    edge = code("print(f'{sum([0.1] * 5) / 4:.2f}')")
+    assert "cell 1: 0.125 lies at the edge of two roundings" in notebooks.exercises(stored(edge))[0]
+    path = stored(edge)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"EdgeError.*: 0\.125 lies at the edge"):
+        notebooks.store(path)
+    assert path.read_bytes() == before
+
+
 def test_storing_twice_gives_the_same_bytes(stored):
     plot = (
         "from gpt import figures\nfrom gpt.lessons.notebook import described\n"
