@@ -40,8 +40,6 @@ class Implementation:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--implementation", metavar="FILE", help="a Python file whose names stand in for the package's")
-    parser.addoption("--update-guides", action="store_true", help="write what the guides print into them")
-    parser.addoption("--draw-figures", action="store_true", help="write what the guides draw into figures/")
 
 
 def pytest_sessionstart() -> None:

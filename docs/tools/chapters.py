@@ -27,7 +27,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from docs.tools import guides, rounding
+from docs.tools import markdown, rounding
+from docs.tools.concepts import CONCEPTS
 from gpt.support.files import atomic_file
 
 ROOT = Path(__file__).parents[2]
@@ -153,13 +154,12 @@ def links(path: Path) -> list[str]:
     """Links of a chapter that lead nowhere, images without alt text, and rooms of its concept it does not link to."""
     problems, targets = [], set()
     for where, cell in _cells(path, "markdown"):
-        problems += [f"{where}: {what}" for what in guides.problems_of_links(cell.source, path)]
+        problems += [f"{where}: {what}" for what in markdown.problems_of_links(cell.source, path)]
         targets.update(re.findall(r"\]\(([^)\s]+)\)", cell.source))
-    number, concept = path.stem.split("_")
-    part = f"../DEEP_THEORY_GUIDE.md#part-{int(number)}--{concept}"
-    for needed in (part, f"../gpt/{concept}.py", f"../tests/concepts/test_{concept}.py"):
-        if needed not in targets:
-            problems.append(f"{path.name}: it does not link to {needed}")
+    concept = CONCEPTS[path.stem.partition("_")[2]]
+    for needed in (concept.part, concept.module, concept.tests):
+        if f"../{needed}" not in targets:
+            problems.append(f"{path.name}: it does not link to ../{needed}")
     return problems
 
 

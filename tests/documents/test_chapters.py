@@ -15,16 +15,15 @@ import nbformat
 import pytest
 
 from docs.tools import chapters as notebooks
+from docs.tools.concepts import CONCEPTS
 from docs.tools.guides import ROOT
 from gpt import figures
 from gpt.lessons.notebook import check, described
 
-NAMES = ["01_tokens", "02_positions", "03_attention", "04_block", "05_model", "06_backward", "07_training",
-         "08_generation", "09_inspection", "10_scale"]  # fmt: skip
-
 
 def test_there_is_a_chapter_for_every_concept():
-    assert [path.stem for path in notebooks.CHAPTERS] == NAMES
+    chapters = [path.relative_to(ROOT).as_posix() for path in notebooks.CHAPTERS]
+    assert chapters == [concept.chapter for concept in CONCEPTS.values()]
 
 
 @pytest.fixture(params=notebooks.CHAPTERS, ids=lambda path: path.stem)
