@@ -53,14 +53,14 @@ serve: book  ## open the book in a browser
 	$(PY) -m http.server --bind 127.0.0.1 --directory docs/_build/html 8000
 
 guides: $(READY)  ## write what the guides' code prints into the guides
-	$(PY) -m pytest tests/documents/test_guides.py --update-guides -k prints_stands
+	$(PY) -m docs.tools.guides --update
 
 notebooks: $(READY)  ## run the chapters and store what they print
 	$(PY) -m docs.tools.chapters
 
 figures: $(READY)  ## draw the figures of README and guides again
 	$(PY) -m gpt attend --text "To be, or not to be" --out figures/attention
-	$(PY) -m pytest tests/documents/test_guides.py --draw-figures -k prints_stands
+	$(PY) -m docs.tools.guides --draw
 
 # What made the bundled model (about 40 minutes on one core, given Tiny Shakespeare; see record.json beside it).
 model: $(READY)  ## train the bundled model again

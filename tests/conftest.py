@@ -74,8 +74,6 @@ def learners_module(path: str | Path) -> ModuleType:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--implementation", metavar="FILE", help="a Python file whose names replace the package's")
-    parser.addoption("--update-guides", action="store_true", help="write what the guides print into them")
-    parser.addoption("--draw-figures", action="store_true", help="write what the guides draw into figures/")
 
 
 def pytest_configure(config: pytest.Config) -> None:

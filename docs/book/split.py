@@ -1,7 +1,7 @@
 """How do README, guides and notebooks become the pages of one book?
 
 They are written for GitHub, in files as long as they like. `write_source` makes the book's source of them: it cuts
-the theory guide into its parts, copies the rest, and turns each link into one that arrives in the book. What the book
+the theory guide into its parts, copies the rest, and turns each link into one that works in the book. What the book
 alone has, the pages of source files and of the package's API, is written here, too. Nothing is changed in place.
 
     README.md                     index.md
@@ -9,7 +9,7 @@ alone has, the pages of source files and of the package's API, is written here, 
     notebooks/03_attention.ipynb  notebooks/03_attention.ipynb
     gpt/attention.py              source/gpt/attention.py.md and api/attention.md
 
-Links that arrive nowhere are a ValueError that names them with their files.
+Broken links are a ValueError that names them with their files.
 """
 
 from __future__ import annotations
@@ -19,70 +19,61 @@ import re
 import shutil
 from pathlib import Path
 
-from myst_parser.slugs import github_slugify, unique_slug
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import TextLexer, find_lexer_class_for_filename
 
-CONCEPTS = ["tokens", "positions", "attention", "block", "model",
-            "backward", "training", "generation", "inspection", "scale"]  # fmt: skip
+from docs.tools.concepts import CONCEPTS
+from docs.tools.markdown import (
+    FORMULA,
+    KEPT,
+    LINK,
+    WEB,
+    anchors,
+    headings,
+    locate,
+    outside_fences,
+    tags,
+    without_comments,
+)  # fmt: skip
+
 THEORY = [f"theory/{number:02}_{name}.md" for number, name in enumerate(["how_to_read", *CONCEPTS])]
-CHAPTERS = [f"notebooks/{number:02}_{name}.ipynb" for number, name in enumerate(CONCEPTS, start=1)]
+CHAPTERS = [concept.chapter for concept in CONCEPTS.values()]
 GUIDE, EXAMPLE, GLOSSARY = "DEEP_THEORY_GUIDE.md", "WORKED_EXAMPLE.md", "docs/book/glossary.md"
 PLACES = {"README.md": "index.md", EXAMPLE: "example.md", "HOW_TO_CODE_GUIDE.md": "how_to.md", GLOSSARY: "glossary.md"}
 
-# Where links are looked for, these stay as they are: fenced code, formulas, code in a line.
-FENCE = r"^(?P<ticks>`{3,}).*?^(?P=ticks)$"
-KEPT = rf"{FENCE}|^\$\$.+?\$\$$|(?P<tick>`+)(?!`)(?P<code>.*?)(?<!`)(?P=tick)(?!`)|(?<![\\$])\$[^$\n]+\$"
-LINK = r"(?P<label>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)"
 MENTION = r"\((?P<claim>(?:\d+|W)\.\d+)\)|\bPart (?P<part>\d+)\b(?! ·)"
-FORMULA = re.compile(r"^(?:\$\$.+?\$\$|```math\n.*?^```)$", re.M | re.S)
 
 
 # --- cutting
 
 
-def outside_fences(pattern: str, replacement: str, text: str) -> str:
-    """Replace a pattern, but not in fenced code."""
-    found = re.compile(rf"{FENCE}|{pattern}", re.M | re.S)
-    return found.sub(lambda match: match[0] if match["ticks"] else match.expand(replacement), text)
-
-
 def read(file: Path) -> str:
-    """A Markdown file without its comments: they hold code that makes a table, and marks around what is printed."""
-    return outside_fences("<!--.*?-->", "", file.read_text("utf-8"))
-
-
-def headings(text: str) -> list[re.Match]:
-    """Each heading, a match with `level` and `title`. A line in a fence that begins with # is none."""
-    found = re.finditer(rf"{FENCE}|^(?P<level>#+) (?P<title>[^\n]+)$", text, re.M | re.S)
-    return [match for match in found if match["level"]]
-
-
-def anchors(text: str, dropped: str = "[`*$]") -> list[str]:
-    """The anchors of all headings, as GitHub makes them."""
-    found: list[str] = []
-    for heading in headings(text):
-        found.append(unique_slug(github_slugify(re.sub(dropped, "", heading["title"])), found))
-    return found
+    """A Markdown file without its comments."""
+    return without_comments(file.read_text("utf-8"))
 
 
 def book_anchors(text: str) -> list[str]:
-    """The same in the book, where formulas in a heading do not count."""
-    return anchors(text, r"[`*]|\$[^$]*\$")
+    """The anchors of all headings in the book, where formulas in a heading do not count."""
+    return anchors(text, lambda title: re.sub(r"[`*]|\$[^$]*\$", "", title))
 
 
 def parts(guide: str) -> dict[str, str]:
     """The theory guide in pages: name -> text. A part's own heading becomes its title, and what is below moves up."""
-    starts = [heading.start() for heading in headings(guide) if heading["level"] == "##"]
-    texts = [guide[start:end] for start, end in zip(starts, [*starts[1:], len(guide)], strict=True)]
-    texts[0] = texts[0].replace("\n", "\n" + guide[guide.index("\n") : starts[0]], 1)  # what stands above all parts
-    return {page: outside_fences("^#(?=#)", "", text) for page, text in zip(THEORY, texts, strict=False)}
+    lines = guide.splitlines(keepends=True)
+    found = headings(guide)
+    starts = [heading.line - 1 for heading in found if heading.level == 2]
+    for heading in found:
+        if heading.level > 1:
+            lines[heading.line - 1] = lines[heading.line - 1][1:]
+    texts = [lines[start:end] for start, end in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    texts[0][1:1] = ["\n", *lines[1 : starts[0]]]  # what is above all parts
+    return {page: "".join(text) for page, text in zip(THEORY, texts, strict=False)}
 
 
 def with_target(formula: re.Match) -> str:
     """A numbered formula, and before it the place to which links to its number lead."""
-    targets = [f"(claim-{tag})=\n" for tag in re.findall(r"\\tag\{([\w.]+)\}", formula[0])]
+    targets = [f"(claim-{tag})=\n" for tag in tags(formula[0])]
     return "\n" + "".join(targets) + formula[0] if targets else formula[0]
 
 
@@ -92,7 +83,7 @@ def with_target(formula: re.Match) -> str:
 class Links:
     """Where the links of the repository `root` arrive in the book.
 
-    `sources` collects the files that need a page for it, `pictures` what is shown, `dead` what arrives nowhere.
+    `sources` collects the files that need a page for it, `pictures` what is shown, `dead` the broken ones.
     """
 
     def __init__(self, root: Path) -> None:
@@ -100,15 +91,15 @@ class Links:
         guide = read(root / GUIDE)
         arrivals = [f"{page}#{anchor}" for page, text in parts(guide).items() for anchor in book_anchors(text)]
         self.guide = dict(zip(anchors(guide), [THEORY[0], *arrivals], strict=True)) | {"": THEORY[0]}
-        self.claims = set(re.findall(r"\\tag\{([\w.]+)\}", guide + read(root / EXAMPLE)))
+        self.claims = set(tags(guide + read(root / EXAMPLE)))
 
     def resolve(self, target: str, page: str) -> str:
         """The book's address for what `target` means in the file `page`."""
-        path, _, fragment = target.partition("#")
-        file = (self.root / page).parent.joinpath(path).resolve() if path else self.root / page
+        file, fragment = locate(target, self.root / page)
+        file = file.resolve()
         name = file.relative_to(self.root).as_posix() if file.is_relative_to(self.root) else target
         if not file.is_file() or (name == GUIDE and fragment not in self.guide):
-            self.dead.append(f"{page}: the link {target} arrives nowhere")
+            self.dead.append(f"{page}: the link {target} is broken")
             return target
         if name == GUIDE:
             return f"/{self.guide[fragment]}"
@@ -128,7 +119,7 @@ class Links:
                 label, target = f"[{match[0]}]", "/" + match["code"]
             if target and Path(target).name in unwritten:
                 return label[1:-1]
-            if target and not re.match(r"/|[a-z]+:", target):
+            if target and not (target.startswith("/") or WEB.match(target)):
                 return f"{label}({self.resolve(target, page)})"
             if target:
                 return f"{label}({target})"
@@ -139,7 +130,8 @@ class Links:
             return match[0]
 
         unwritten = {Path(chapter).name for chapter in CHAPTERS if not (self.root / chapter).is_file()}
-        return re.sub(rf"{KEPT}|{LINK}|{MENTION}", replace, text, flags=re.M | re.S)
+        link = re.compile(rf"{KEPT}|{LINK}|{MENTION}", re.M | re.S)
+        return outside_fences(lambda stretch: link.sub(replace, stretch), text)
 
     def page(self, file: str) -> str:
         """The page of a Markdown file."""
@@ -153,12 +145,12 @@ def rooms(name: str, here: str, links: Links) -> str:
     """One line of links between the places where a concept stands; `here` is the one that needs no link."""
     if name not in CONCEPTS:
         return ""
-    number = CONCEPTS.index(name)
-    files = {"theory": THEORY[number + 1], "chapter": CHAPTERS[number], "code": f"source/gpt/{name}.py.md",
-             "API": f"api/{name}.md", "tests": f"source/tests/concepts/test_{name}.py.md"}  # fmt: skip
+    concept = CONCEPTS[name]
+    files = {"theory": THEORY[concept.number], "chapter": concept.chapter, "code": f"source/{concept.module}.md",
+             "API": f"api/{name}.md", "tests": f"source/{concept.tests}.md"}  # fmt: skip
     found = {room: file for room, file in files.items() if room != "chapter" or (links.root / file).is_file()}
     line = " · ".join(f"**{room}**" if room == here else f"[{room}](/{file})" for room, file in found.items())
-    return f"```{{container}} rooms\nConcept {number + 1}, {name}: {line}\n```\n"
+    return f"```{{container}} rooms\nConcept {concept.number}, {name}: {line}\n```\n"
 
 
 def guide_pages(links: Links) -> dict[str, str]:

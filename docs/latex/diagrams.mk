@@ -1,5 +1,6 @@
 # The documents in LaTeX: the diagrams of CONTROL_FLOW_DIAGRAM.tex, the formula sheet and the hand-out of the worked
 # example. PDFs go to docs/_build/pdf, each diagram as SVG and PNG to figures/diagrams. The same TeX gives the same bytes.
+# The numbers are committed, so that plain `latexmk -pdf` works too: at the root and in docs/latex, without Python.
 
 LATEX_BUILD    ?= docs/_build
 LATEX_FIGURES  ?= figures/diagrams
@@ -25,14 +26,14 @@ latex-tools:
 	    echo "    apt-get install --no-install-recommends $(LATEX_PACKAGES)"; exit 1; }; done
 
 latex-numbers:
-	@$(PY) -m docs.latex.numbers $(LATEX_BUILD)
+	@$(PY) -m docs.latex.numbers docs/latex
 
 # A warning stops the build: a box that is too full is seen in print, and a missing reference as well.
 latex-documents:
 	@mkdir -p $(LATEX_BUILD)/pdf
 	@for source in $(LATEX_SOURCES); do \
 	    job=$(LATEX_BUILD)/pdf/$$(basename $$source .tex); echo "latexmk $$source -> $$job.pdf"; \
-	    TEXINPUTS=$(LATEX_BUILD): latexmk -pdf -silent -halt-on-error -interaction=nonstopmode \
+	    latexmk -pdf -silent -halt-on-error -interaction=nonstopmode \
 	        -outdir=$(LATEX_BUILD)/pdf $$source >$$job.console 2>&1 \
 	        || { grep -A 4 '^!' $$job.log; echo "$$source does not compile: see $$job.log"; exit 1; }; \
 	    ! grep -nE '$(LATEX_TROUBLE)' $$job.log || { echo "$$source compiles, but not without a warning"; exit 1; }; \
@@ -45,5 +46,5 @@ latex-figures:
 	    pdftocairo -png -r 150 -f $$page -l $$page -singlefile $(LATEX_DIAGRAMS) $(LATEX_FIGURES)/$$name || exit 1; \
 	done
 	@{ pdflatex --version | head -n 1; pdftocairo -v 2>&1 | head -n 1; \
-	    echo "sources $$(cat CONTROL_FLOW_DIAGRAM.tex docs/latex/notation.tex $(LATEX_BUILD)/numbers.tex | sha256sum | cut -c 1-64)"; \
+	    echo "sources $$(cat CONTROL_FLOW_DIAGRAM.tex docs/latex/notation.tex docs/latex/numbers.tex | sha256sum | cut -c 1-64)"; \
 	} > $(LATEX_FIGURES)/made_by.txt

@@ -1,11 +1,12 @@
-"""Which numbers stand in the LaTeX documents?
+"""Which numbers are in the LaTeX documents?
 
 None is typed there: this script asks the package and writes them, so that a diagram cannot disagree with the code.
 
     python -m docs.latex.numbers FOLDER
 
-writes FOLDER/numbers.tex, and FOLDER/tables.tex with the tables of docs/latex/tables.py. In a document
-`\\num{small.parameters}` stands for one number; a key that is not written here stops LaTeX with an error.
+writes FOLDER/numbers.tex, and FOLDER/tables.tex with the tables of docs/latex/tables.py. `make diagrams` writes them
+beside this file, where they are committed: so LaTeX alone builds every document. In a document,
+`\\num{small.parameters}` is one number; a key that is not written here stops LaTeX with an error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from docs.latex.tables import STEP, tables
+from docs.latex.tables import tables
 from gpt import GPTConfig, backward, figures, scale, train
 from gpt.lessons import example
 from gpt.lessons.paper import number
@@ -88,7 +89,7 @@ def worked_example() -> dict[str, str]:
     params = example.example_parameters()
     _, loss, cache = backward.gpt_forward(params, example.TOKENS, example.N_HEAD, example.TARGETS)
     value, gradients = backward.named(cache), backward.gpt_backward(cache)
-    stepped, _ = backward.adamw_step(params, gradients, **STEP)
+    stepped, _ = backward.adamw_step(params, gradients, **example.STEP)
     new_loss = backward.gpt_forward(stepped, example.TOKENS, example.N_HEAD, example.TARGETS)[1]
     table, positions = params["token_embedding.weight"], params["position_embedding.weight"]
     scores, weights = (value[f"blocks.0.attention.heads.{name}"][0] for name in ("scores", "weights"))
@@ -98,7 +99,7 @@ def worked_example() -> dict[str, str]:
         "example.parameters": str(sum(p.size for p in params.values())),
         "example.V": str(len(table)), "example.d": str(table.shape[1]), "example.T": str(example.TOKENS.shape[1]),
     }  # fmt: skip
-    entries |= {f"step.{name.removeprefix('weight_')}": f"{value:g}" for name, value in STEP.items()}
+    entries |= {f"step.{name.removeprefix('weight_')}": f"{value:g}" for name, value in example.STEP.items()}
     for name, array, digits in [
         ("E", table, 0), ("P", positions, 0), ("X", value["blocks.0.x"][0], 0), ("p", probabilities, 2),
         ("R", scores, 2), ("A", weights, 2),

@@ -5,114 +5,176 @@ numbers.py writes them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from gpt import backward
 from gpt.lessons import example
 from gpt.lessons.paper import number
 
-STEP = {"lr": 0.02, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1}  # the step of AdamW in WORKED_EXAMPLE.md
+Arrays = dict[str, np.ndarray]
+Table = tuple[str, np.ndarray, list[str], list[str]]  # corner, values [rows, columns], rows, columns
+BLOCK = "blocks.0."
+HEADS = BLOCK + "attention.heads."
+
+# What rows and columns are called.
+WORDS, VOCABULARY = ["the$_1$", "more", "the$_2$"], list(example.VOCABULARY)
+FEATURES, ENTRIES = [f"f{i}" for i in range(4)], ["0a", "0b", "1a", "1b"]
+KEYS = [f"{head}: {word}" for head in (0, 1) for word in WORDS]
+POSITIONS, UNITS = [f"position {t}" for t in range(4)], [f"unit {i}" for i in range(16)]
+FUSED = [f"{part} {entry}" for part in ("query", "key", "value") for entry in ENTRIES]
+QKV = [f"{name} {entry}" for name in ("$Q$", "$K$", "$V$") for entry in ENTRIES]
+NORM = ["$\\mu$", "$\\sigma^2$", "$\\rho$", *(f"$n$ {f}" for f in FEATURES)]
+NORM_BACK = ["mean d$n$", "mean d$n \\odot n$", *(f"d$x$ {f}" for f in FEATURES)]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of the worked example: its parameters, and everything that was computed from them."""
+
+    params: Arrays
+    value: Arrays
+    gradient: Arrays
+
+    @classmethod
+    def of(cls, params: Arrays) -> Pass:
+        _, _, cache = backward.gpt_forward(params, example.TOKENS, example.N_HEAD, example.TARGETS)
+        return cls(params, backward.named(cache), backward.gpt_backward(cache, intermediates=True))
+
+    def stepped(self) -> Pass:
+        """The same after one step of AdamW."""
+        gradients = {name: self.gradient[name] for name in self.params}
+        return Pass.of(backward.adamw_step(self.params, gradients, **example.STEP)[0])
 
 
 def tables() -> dict[str, str]:
     """The tables of WORKED_EXAMPLE.md, rounded as there, as LaTeX tabulars for the hand-out."""
-    params = example.example_parameters()
-    _, _, cache = backward.gpt_forward(params, example.TOKENS, example.N_HEAD, example.TARGETS)
-    value, gradient = backward.named(cache), backward.gpt_backward(cache, intermediates=True)
-    own = {name: gradient[name] for name in params}
-    stepped, _ = backward.adamw_step(params, own, **STEP)
-    new = backward.named(backward.gpt_forward(stepped, example.TOKENS, example.N_HEAD, example.TARGETS)[2])
-    block, heads = "blocks.0.", "blocks.0.attention.heads."
-    words, vocabulary = ["the$_1$", "more", "the$_2$"], list(example.VOCABULARY)
-    features, entries = [f"f{i}" for i in range(4)], ["0a", "0b", "1a", "1b"]
-    keys = [f"{h}: {word}" for h in (0, 1) for word in words]
-    positions, units = [f"position {t}" for t in range(4)], [f"unit {i}" for i in range(16)]
-    fused = [f"{part} {entry}" for part in ("query", "key", "value") for entry in entries]
+    before = Pass.of(example.example_parameters())
+    after = before.stepped()
+    whole = {name: _tabular(*table, digits=0) for name, table in _embeddings(before.params).items()}
+    halves = {name: _tabular(*table, digits=1) for name, table in _matrices(before.params).items()}
+    computed = _forward(before.value) | _backward_to_attention(before) | _backward_to_words(before) | _new(after)
+    return whole | halves | {name: _tabular(*table) for name, table in computed.items()}
 
-    def of(name: str, arrays: dict = value) -> np.ndarray:
-        return arrays[block + name][0]
 
-    def side_by_side(name: str, arrays: dict = value) -> np.ndarray:
-        return np.concatenate(list(arrays[heads + name][0]), axis=-1)
+# --- each function gives name -> table, in the order of the hand-out
 
-    def seen(name: str, arrays: dict = value) -> np.ndarray:
-        """Entries of the future become dots."""
-        return np.concatenate(list(np.where(np.tri(3, dtype=bool), arrays[heads + name][0], np.nan)), axis=-1)
 
-    def both(name: str, arrays: dict) -> np.ndarray:
-        """A weight and its bias, side by side."""
-        return np.column_stack([arrays[block + name + ".weight"], arrays[block + name + ".bias"]])
+def _embeddings(params: Arrays) -> dict[str, Table]:
+    return {
+        "E": ("$E$", params["token_embedding.weight"], VOCABULARY, FEATURES),
+        "P": ("$P$", params["position_embedding.weight"], POSITIONS, FEATURES),
+    }
 
-    def neurons(arrays: dict) -> np.ndarray:
-        """One row a unit: what it reads, its bias, and what it writes."""
-        project = arrays[block + "feed_forward.project.weight"]
-        return np.column_stack([both("feed_forward.expand", arrays), project.T])
 
-    def norm(name: str, x: np.ndarray) -> np.ndarray:
-        mean, r, n = (value[f"{name}.{part}"][0] for part in ("mean", "inverse_std", "normalized"))
-        return np.hstack([mean, x.var(axis=1, keepdims=True), r, n])
+def _matrices(params: Arrays) -> dict[str, Table]:
+    reads = [*(f"reads {f}" for f in FEATURES), "bias", *(f"writes {f}" for f in FEATURES)]
+    return {
+        "Wqkv": ("$W_{QKV}$", _with_bias(params, "attention.qkv"), FUSED, [*FEATURES, "bias"]),
+        "WO": ("$W_O$", params[BLOCK + "attention.projection.weight"], FEATURES, ENTRIES),
+        "units": ("", _units(params), UNITS, reads),
+    }
 
-    def norm_back(name: str) -> np.ndarray:
-        """The two means that a norm takes out of the gradient, and the gradient that comes through."""
-        dn, n = gradient[name + ".normalized"][0], value[name + ".normalized"][0]
-        means = [dn.mean(axis=1, keepdims=True), (dn * n).mean(axis=1, keepdims=True)]
-        return np.hstack([*means, gradient[name + ".x"][0]])
 
-    statistics = ["$\\mu$", "$\\sigma^2$", "$\\rho$", *(f"$n$ f{i}" for i in range(4))]
-    means = ["mean d$n$", "mean d$n \\odot n$", *(f"d$x$ f{i}" for i in range(4))]
-    reads = [*(f"reads {f}" for f in features), "bias", *(f"writes {f}" for f in features)]
-    halves = [f"{name} {word}" for name in ("$h$", "GELU") for word in words]
-    slopes = [f"{name} {word}" for name in ("d$a$", "slope", "d$h$") for word in words]
-    weights = [*(f"d$W_1$ {f}" for f in features), "d$b_1$", *(f"d$W_2$ {f}" for f in features)]
-    h, a = of("feed_forward.gelu.x"), of("feed_forward.project.x")
-    da, dh = of("feed_forward.project.x", gradient), of("feed_forward.gelu.x", gradient)
-    dqkv = np.hstack([side_by_side(name, gradient) for name in "qkv"])
-    qkv_columns = [f"${name}$ {entry}" for name in "QKV" for entry in entries]
-    dqkv_columns = [f"d${name}$ {entry}" for name in "QKV" for entry in entries]
-    logits, probabilities = value["cross_entropy.logits"][0], value["cross_entropy.probabilities"][0]
-    table = "token_embedding.weight"
-    return {name: _tabular(*parts) for name, parts in {
-        "E": ("$E$", params[table], vocabulary, features, 0),
-        "P": ("$P$", params["position_embedding.weight"], positions, features, 0),
-        "Wqkv": ("$W_{QKV}$", both("attention.qkv", params), fused, [*features, "bias"], 1),
-        "WO": ("$W_O$", params[block + "attention.projection.weight"], features, entries, 1),
-        "units": ("", neurons(params), units, reads, 1),
-        "x": ("$x$", of("x"), words, features),
-        "n1": ("first norm", norm(block + "attention_norm", of("x")), words, statistics),
-        "qkv": ("", np.hstack([side_by_side(name) for name in "qkv"]), words, qkv_columns),
-        "S": ("$S$", side_by_side("scores"), words, keys),
-        "A": ("$A$", seen("weights"), words, keys),
-        "O": ("$O$", side_by_side("output"), words, entries),
-        "r": ("$r$", of("residual"), words, features),
-        "n2": ("second norm", norm(block + "feed_forward_norm", of("residual")), words, statistics),
-        "h": ("", np.vstack([h, a]).T, units, halves),
-        "x2": ("$x'$", of("output"), words, features),
-        "n3": ("last norm", norm("final_norm", of("output")), words, statistics),
-        "z": ("$z$", logits, words, vocabulary),
-        "p": ("$p$", probabilities, words, vocabulary),
-        "dz": ("d$z$", gradient["cross_entropy.logits"][0], words, vocabulary),
-        "dn3": ("d$n$", gradient["head.x"][0], words, features),
-        "dEhead": ("d$E$, head", gradient["head.weight"], vocabulary, features),
-        "dx2": ("last norm", norm_back("final_norm"), words, means),
-        "dh": ("", np.vstack([da, np.divide(dh, da), dh]).T, units, slopes),
-        "dW": ("", neurons(gradient), units, weights),
-        "dn2": ("second norm", norm_back(block + "feed_forward_norm"), words, means),
-        "dr": ("d$r$", of("residual", gradient), words, features),
-        "dO": ("d$O$", side_by_side("output", gradient), words, entries),
-        "dWO": ("d$W_O$", both("attention.projection", gradient), features, [*entries, "d$b_O$"]),
-        "dA": ("d$A$", side_by_side("weights", gradient), words, keys),
-        "dS": ("d$S$", seen("scores", gradient), words, keys),
-        "dqkv": ("", dqkv, words, dqkv_columns),
-        "dWqkv": ("d$W_{QKV}$", both("attention.qkv", gradient), fused, [*features, "d$b$"]),
-        "dn1": ("first norm", norm_back(block + "attention_norm"), words, means),
-        "dx": ("d$x$", of("x", gradient), words, features),
-        "dP": ("d$P$", gradient["position_embedding.weight"], positions, features),
-        "dEin": ("d$E$, entrance", gradient["embed.weight"], vocabulary, features),
-        "dE": ("d$E$", gradient[table], vocabulary, features),
-        "Enew": ("$E$, new", stepped[table], vocabulary, features),
-        "pnew": ("$p$, new", new["cross_entropy.probabilities"][0], words, vocabulary),
-        "Anew": ("$A$, new", seen("weights", new), words, keys),
-    }.items()}  # fmt: skip
+def _forward(value: Arrays) -> dict[str, Table]:
+    expanded = [value[BLOCK + name][0] for name in ("feed_forward.gelu.x", "feed_forward.project.x")]
+    return {
+        "x": ("$x$", value[BLOCK + "x"][0], WORDS, FEATURES),
+        "n1": ("first norm", _norm(value, BLOCK + "attention_norm", BLOCK + "x"), WORDS, NORM),
+        "qkv": ("", np.hstack([_side_by_side(value, name) for name in "qkv"]), WORDS, QKV),
+        "S": ("$S$", _side_by_side(value, "scores"), WORDS, KEYS),
+        "A": ("$A$", _seen(value, "weights"), WORDS, KEYS),
+        "O": ("$O$", _side_by_side(value, "output"), WORDS, ENTRIES),
+        "r": ("$r$", value[BLOCK + "residual"][0], WORDS, FEATURES),
+        "n2": ("second norm", _norm(value, BLOCK + "feed_forward_norm", BLOCK + "residual"), WORDS, NORM),
+        "h": ("", np.vstack(expanded).T, UNITS, [f"{name} {word}" for name in ("$h$", "GELU") for word in WORDS]),
+        "x2": ("$x'$", value[BLOCK + "output"][0], WORDS, FEATURES),
+        "n3": ("last norm", _norm(value, "final_norm", BLOCK + "output"), WORDS, NORM),
+        "z": ("$z$", value["cross_entropy.logits"][0], WORDS, VOCABULARY),
+        "p": ("$p$", value["cross_entropy.probabilities"][0], WORDS, VOCABULARY),
+    }
+
+
+def _backward_to_attention(run: Pass) -> dict[str, Table]:
+    gradient = run.gradient
+    d_a, d_h = (gradient[BLOCK + name][0] for name in ("feed_forward.project.x", "feed_forward.gelu.x"))
+    slopes = [f"{name} {word}" for name in ("d$a$", "slope", "d$h$") for word in WORDS]
+    weights = [*(f"d$W_1$ {f}" for f in FEATURES), "d$b_1$", *(f"d$W_2$ {f}" for f in FEATURES)]
+    return {
+        "dz": ("d$z$", gradient["cross_entropy.logits"][0], WORDS, VOCABULARY),
+        "dn3": ("d$n$", gradient["head.x"][0], WORDS, FEATURES),
+        "dEhead": ("d$E$, head", gradient["head.weight"], VOCABULARY, FEATURES),
+        "dx2": ("last norm", _norm_back(run, "final_norm"), WORDS, NORM_BACK),
+        "dh": ("", np.vstack([d_a, np.divide(d_h, d_a), d_h]).T, UNITS, slopes),
+        "dW": ("", _units(gradient), UNITS, weights),
+        "dn2": ("second norm", _norm_back(run, BLOCK + "feed_forward_norm"), WORDS, NORM_BACK),
+        "dr": ("d$r$", gradient[BLOCK + "residual"][0], WORDS, FEATURES),
+    }
+
+
+def _backward_to_words(run: Pass) -> dict[str, Table]:
+    gradient = run.gradient
+    d_qkv = np.hstack([_side_by_side(gradient, name) for name in "qkv"])
+    return {
+        "dO": ("d$O$", _side_by_side(gradient, "output"), WORDS, ENTRIES),
+        "dWO": ("d$W_O$", _with_bias(gradient, "attention.projection"), FEATURES, [*ENTRIES, "d$b_O$"]),
+        "dA": ("d$A$", _side_by_side(gradient, "weights"), WORDS, KEYS),
+        "dS": ("d$S$", _seen(gradient, "scores"), WORDS, KEYS),
+        "dqkv": ("", d_qkv, WORDS, [f"d{column}" for column in QKV]),
+        "dWqkv": ("d$W_{QKV}$", _with_bias(gradient, "attention.qkv"), FUSED, [*FEATURES, "d$b$"]),
+        "dn1": ("first norm", _norm_back(run, BLOCK + "attention_norm"), WORDS, NORM_BACK),
+        "dx": ("d$x$", gradient[BLOCK + "x"][0], WORDS, FEATURES),
+        "dP": ("d$P$", gradient["position_embedding.weight"], POSITIONS, FEATURES),
+        "dEin": ("d$E$, entrance", gradient["embed.weight"], VOCABULARY, FEATURES),
+        "dE": ("d$E$", gradient["token_embedding.weight"], VOCABULARY, FEATURES),
+    }
+
+
+def _new(run: Pass) -> dict[str, Table]:
+    return {
+        "Enew": ("$E$, new", run.params["token_embedding.weight"], VOCABULARY, FEATURES),
+        "pnew": ("$p$, new", run.value["cross_entropy.probabilities"][0], WORDS, VOCABULARY),
+        "Anew": ("$A$, new", _seen(run.value, "weights"), WORDS, KEYS),
+    }
+
+
+# --- several arrays in one table
+
+
+def _side_by_side(arrays: Arrays, name: str) -> np.ndarray:
+    """What all heads have under this name: [T, heads * columns]."""
+    return np.concatenate(list(arrays[HEADS + name][0]), axis=-1)
+
+
+def _seen(arrays: Arrays, name: str) -> np.ndarray:
+    """The same for scores or weights, where entries of the future become dots."""
+    seen = np.tri(len(WORDS), dtype=bool)
+    return np.concatenate(list(np.where(seen, arrays[HEADS + name][0], np.nan)), axis=-1)
+
+
+def _with_bias(arrays: Arrays, name: str) -> np.ndarray:
+    """A weight of the block and its bias, side by side."""
+    return np.column_stack([arrays[f"{BLOCK}{name}.weight"], arrays[f"{BLOCK}{name}.bias"]])
+
+
+def _units(arrays: Arrays) -> np.ndarray:
+    """One row a hidden unit: what it reads, its bias, and what it writes."""
+    written = arrays[BLOCK + "feed_forward.project.weight"].T
+    return np.column_stack([_with_bias(arrays, "feed_forward.expand"), written])
+
+
+def _norm(value: Arrays, name: str, x: str) -> np.ndarray:
+    """Mean, variance, inverse deviation and result of a norm that read `x`."""
+    mean, inverse_std, normalized = (value[f"{name}.{part}"][0] for part in ("mean", "inverse_std", "normalized"))
+    return np.hstack([mean, value[x][0].var(axis=1, keepdims=True), inverse_std, normalized])
+
+
+def _norm_back(run: Pass, name: str) -> np.ndarray:
+    """The two means that a norm takes out of the gradient, and the gradient that comes through."""
+    d_n, n = run.gradient[name + ".normalized"][0], run.value[name + ".normalized"][0]
+    means = [d_n.mean(axis=1, keepdims=True), (d_n * n).mean(axis=1, keepdims=True)]
+    return np.hstack([*means, run.gradient[name + ".x"][0]])
 
 
 def _tabular(corner: str, values: np.ndarray, rows: list[str], columns: list[str], digits: int = 4) -> str:

@@ -1,14 +1,15 @@
 """How does a chapter stay true? It is stored in one form only, run again by nbval, and read by the checks below.
 
 `python -m docs.tools.chapters [FILE ...]` (`make notebooks`) runs chapters from fresh kernels and stores them in the
-normal form: cells numbered 1 to n, ids and metadata the same every time, progress bars left out. nbval then runs every
-code cell again, and what it prints must be what is stored.
+normal form: cells numbered 1 to n, ids and metadata the same every time, progress bars left out. A number whose last
+digit another machine might print differently stops it (docs/tools/rounding.py). nbval then runs every code cell again,
+and what it prints must be what is stored.
 
 Tags on code cells:
     exercise     holds one line, `name = ...`; the check follows, and then the solution, folded away
     experiment   takes seconds, and no exercise needs what it makes
     nbval-skip   needs a network or a GPU; it is neither run nor stored with an output. With `raises-exception` beside
-                 it, JupyterLab goes on to the next cell where there is none
+                 it, JupyterLab runs the next cell where there is none
 
 Each function that looks for problems returns them as a list of "file, cell n: what is wrong".
 """
@@ -26,12 +27,16 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from docs.tools import guides
+from docs.tools import markdown, rounding
+from docs.tools.concepts import CONCEPTS
 from gpt.support.files import atomic_file
 
 ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SKIP = "nbval-skip"
+GUARD = """import sys; sys.path.append({root!r})
+from docs.tools import rounding; rounding.install(get_ipython())
+del rounding"""
 
 
 def load(path: Path) -> NotebookNode:
@@ -50,8 +55,9 @@ def store(path: Path) -> None:
     from nbclient import NotebookClient  # needed here only: it starts kernels
 
     notebook = normal(load(path))
+    guard = nbformat.v4.new_code_cell(GUARD.format(root=str(ROOT)))
     runnable = [cell for cell in notebook.cells if SKIP not in tags(cell)]
-    alive = nbformat.v4.new_notebook(cells=runnable, metadata=notebook.metadata)  # shares its cells
+    alive = nbformat.v4.new_notebook(cells=[guard, *runnable], metadata=notebook.metadata)  # shares its cells
     os.environ["TQDM_DISABLE"] = "1"
     NotebookClient(alive, timeout=300, coalesce_streams=True, resources={"metadata": {"path": path.parent}}).execute()
     with atomic_file(path) as temporary:
@@ -148,13 +154,12 @@ def links(path: Path) -> list[str]:
     """Links of a chapter that lead nowhere, images without alt text, and rooms of its concept it does not link to."""
     problems, targets = [], set()
     for where, cell in _cells(path, "markdown"):
-        problems += [f"{where}: {what}" for what in guides.problems_of_links(cell.source, path)]
+        problems += [f"{where}: {what}" for what in markdown.problems_of_links(cell.source, path)]
         targets.update(re.findall(r"\]\(([^)\s]+)\)", cell.source))
-    number, concept = path.stem.split("_")
-    part = f"../DEEP_THEORY_GUIDE.md#part-{int(number)}--{concept}"
-    for needed in (part, f"../gpt/{concept}.py", f"../tests/concepts/test_{concept}.py"):
-        if needed not in targets:
-            problems.append(f"{path.name}: it does not link to {needed}")
+    concept = CONCEPTS[path.stem.partition("_")[2]]
+    for needed in (concept.part, concept.module, concept.tests):
+        if f"../{needed}" not in targets:
+            problems.append(f"{path.name}: it does not link to ../{needed}")
     return problems
 
 
@@ -167,7 +172,15 @@ def _cells(path: Path, kind: str) -> list[tuple[str, NotebookNode]]:
 
 
 def exercises(path: Path) -> list[str]:
-    """Solutions that their own check does not accept, checks that accept nonsense, and too few exercises."""
+    """Solutions that their own check does not accept, checks that accept nonsense, and too few exercises.
+
+    On the way, a number at the edge of two roundings in any cell that is run: all but experiments.
+    """
+    with rounding.arrays_checked():
+        return _exercises(path)
+
+
+def _exercises(path: Path) -> list[str]:
     problems, found = [], 0
     variables = {"__name__": "chapter"}
     cells = load(path).cells
@@ -176,7 +189,10 @@ def exercises(path: Path) -> list[str]:
         if cell.cell_type != "code" or SKIP in tags(cell) or "experiment" in tags(cell):
             continue
         if "exercise" not in tags(cell):
-            _printed(cell.source, variables)
+            try:
+                _printed(cell.source, variables)
+            except rounding.EdgeError as error:
+                return [f"{where}: {error}"]
             continue
         found += 1
         _printed(cell.source, variables)
@@ -203,7 +219,7 @@ def exercises(path: Path) -> list[str]:
 def _printed(source: str, variables: dict) -> str:
     output = io.StringIO()
     with redirect_stdout(output):
-        exec(source, variables)
+        exec(rounding.guard(source, variables), variables)
     return output.getvalue()
 
 

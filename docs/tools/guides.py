@@ -1,7 +1,7 @@
-"""How does a guide prove what it says? Its code is run, and what it prints must be what stands in it.
+"""How does a guide prove what it says? Its code is run, and what it prints must be what the guide says.
 
 A guide is a Markdown file that is executed from top to bottom; all its blocks share one set of variables.
-Code stands in one of two places, and what it prints right below it (blank lines and `</details>` may come between):
+Code is in one of two places, and what it prints right below it (blank lines and `</details>` may come between):
 
     ```python                          <!-- python
     print(loss)                        print("The loss is", loss)
@@ -16,23 +16,25 @@ holds the line that makes a table or a sentence with numbers. What is printed be
 Markdown. Both kinds of code go with both kinds of output. Code that prints nothing needs no output.
 
 A claim is a numbered formula, `\\tag{3.2}`. A block that says `# (3.2)` in a comment of its own checks it, and must
-stand behind the formula, before the next heading.
+follow the formula, before the next heading.
 
 A block may also draw: `figure("name.svg", figures.plot_lines(...))`. What it draws must be what figures/name.svg shows.
 
-`make guides` writes what is printed into the guides, and `make figures` what is drawn into figures/. Each function
-that reads a guide returns a list of problems, each of them "file:line: what is wrong".
+    python -m docs.tools.guides [--update] [--draw] [GUIDE ...]
+
+runs guides, all if none is named. `make guides` writes what is printed into them (--update), and `make figures` what is
+drawn into figures/ (--draw). Each function that reads a guide returns a list of problems, each of them
+"file:line: what is wrong".
 """
 
 from __future__ import annotations
 
+import argparse
 import io
-import json
 import re
+import sys
 import traceback
-import unicodedata
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,49 +43,21 @@ import matplotlib.image as mpl_image
 import numpy as np
 from matplotlib.figure import Figure
 
+from docs.tools import markdown
+from docs.tools.markdown import CODE, OUTPUT, Part, parts_of, problems_of_links
 from gpt import figures
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / name for name in ("WORKED_EXAMPLE.md", "DEEP_THEORY_GUIDE.md", "HOW_TO_CODE_GUIDE.md")]
-CODE = {"```python": "```", "<!-- python": "-->"}  # how a block of each kind opens and closes
-OUTPUT = {"```text": "```", "<!-- printed -->": "<!-- /printed -->"}
 
 
 # --- running
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some lines of a guide: "code", "output", "fence" (other code, only shown) or "prose". `line` counts from 1."""
-
-    kind: str
-    line: int
-    lines: list[str]  # without the marks around them
-    closed: bool = True
-
-
-def parts_of(text: str) -> list[Part]:
-    """Cut a guide into its parts."""
-    parts, lines, i = [], text.splitlines(), 0
-    while i < len(lines):
-        mark = lines[i].strip()
-        kind = "code" if mark in CODE else "output" if mark in OUTPUT else "fence" if mark[:3] == "```" else "prose"
-        if kind == "prose":
-            parts.append(Part(kind, i + 1, [lines[i]]))
-            i += 1
-            continue
-        end = (CODE | OUTPUT).get(mark, "```")
-        stop = next((j for j in range(i + 1, len(lines)) if lines[j].strip() == end), None)
-        body = lines[i + 1 : stop]
-        parts.append(Part(kind, i + 2, body, closed=stop is not None))
-        i = len(lines) if stop is None else stop + 1
-    return parts
-
-
 def run(guide: Path, update: bool = False, draw: bool = False) -> list[str]:
     """Execute a guide. With `update`, what is printed is written into it, unless something else is wrong.
 
-    With `draw`, its figures are written; without, they are held against the files that stand there.
+    With `draw`, its figures are written; without, they are held against the files.
     """
     problems, replaced = [], []
     variables = {"__name__": "guide", "figure": partial(_figure, guide.parent / "figures", draw)}
@@ -91,7 +65,7 @@ def run(guide: Path, update: bool = False, draw: bool = False) -> list[str]:
 
     def unanswered() -> None:
         if printed:
-            problems.append(f"{guide.name}:{code.line}: this code prints, but no output stands below it")
+            problems.append(f"{guide.name}:{code.line}: this code prints, but no output follows it")
 
     for part in parts_of(guide.read_text()):
         if not part.closed:
@@ -102,7 +76,7 @@ def run(guide: Path, update: bool = False, draw: bool = False) -> list[str]:
             if error:
                 return [*problems, error]
         elif part.kind == "output" and printed is None:
-            problems.append(f"{guide.name}:{part.line}: no code stands above this output")
+            problems.append(f"{guide.name}:{part.line}: no code precedes this output")
         elif part.kind == "output":
             if part.lines != printed and not update:
                 problems.append(_difference(guide, part, printed))
@@ -136,8 +110,8 @@ def _execute(code: Part, guide: Path, variables: dict) -> tuple[list[str], str |
 def _difference(guide: Path, part: Part, printed: list[str]) -> str:
     length = min(len(part.lines), len(printed))
     at = next((i for i in range(length) if part.lines[i] != printed[i]), length)
-    stands, new = (lines[at] if at < len(lines) else "nothing" for lines in (part.lines, printed))
-    return f"{guide.name}:{part.line + at}: here stands\n    {stands}\nbut the code prints\n    {new}"
+    said, new = (lines[at] if at < len(lines) else "nothing" for lines in (part.lines, printed))
+    return f"{guide.name}:{part.line + at}: it says\n    {said}\nbut the code prints\n    {new}"
 
 
 # --- what a block may call to draw
@@ -192,7 +166,7 @@ def claims(guide: Path) -> list[str]:
         for offset, text in enumerate(part.lines if part.kind in ("prose", "fence") else []):
             if part.kind == "prose" and re.match(r"#+ ", text):
                 unchecked()
-            for tag in re.findall(r"\\tag\{([^}]*)\}", text):
+            for tag in markdown.tags(text):
                 if tag in seen:
                     problems.append(f"{guide.name}:{part.line + offset}: the number ({tag}) is taken")
                 seen.add(tag)
@@ -203,56 +177,8 @@ def claims(guide: Path) -> list[str]:
 
 def links(guide: Path) -> list[str]:
     """Relative links to files or headings that do not exist; images without alt text. The web is not asked."""
-    return [f"{guide.name}:{line}: {what}" for line, text in _prose(guide) for what in problems_of_links(text, guide)]
-
-
-def problems_of_links(text: str, file: Path) -> list[str]:
-    """The same for some Markdown that stands in `file`."""
-    problems = []
-    text = re.sub(r"`[^`]*`|\$[^$]*\$", "", text)  # neither code nor mathematics is a link
-    for alt, target in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)[^)]*\)", text):
-        if not alt.strip():
-            problems.append(f"the image {target} has no alt text")
-        problems += _broken(target, file)
-    without_images = re.sub(r"!\[[^\]]*\]\([^)]*\)", "", text)  # an image may be the words of a link
-    for target in re.findall(r"\[[^\[\]]*\]\(([^)\s]+)[^)]*\)", without_images):
-        problems += _broken(target, file)
-    for tag in re.findall(r"<img\b[^>]*>", text):
-        attributes = dict(re.findall(r'(\w+)="([^"]*)"', tag))
-        if not attributes.get("alt", "").strip():
-            problems.append(f"the image {attributes.get('src')} has no alt text")
-        problems += _broken(attributes.get("src", ""), file)
-    return problems
-
-
-def _broken(target: str, file: Path) -> list[str]:
-    if re.match(r"[a-z]+:", target):  # https:, mailto:
-        return []
-    path, _, anchor = target.partition("#")
-    found = (file.parent / path) if path else file
-    if not found.is_file():
-        return [f"{target} leads to no file"]
-    if anchor and found.suffix in (".md", ".ipynb") and anchor not in anchors(found):
-        return [f"{target} leads to no heading"]
-    return []
-
-
-def anchors(file: Path) -> set[str]:
-    """The names under which GitHub links to the headings of a guide or a notebook, and those set with <a id="...">."""
-    if file.suffix == ".md":
-        lines = [text for _, text in _prose(file)]
-    else:
-        cells = [cell for cell in json.loads(file.read_text())["cells"] if cell["cell_type"] == "markdown"]
-        lines = [line for cell in cells for line in "".join(cell["source"]).splitlines()]
-    names, counts = set(), {}
-    for text in lines:
-        names.update(re.findall(r'<a (?:id|name)="([^"]+)"', text))
-        if heading := re.match(r"#{1,6} +(.*?)[ #]*$", text):
-            words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading[1]).strip().lower()
-            kept = "".join(c for c in words if c in " -_" or unicodedata.category(c)[0] in "LN").replace(" ", "-")
-            counts[kept] = counts.get(kept, -1) + 1
-            names.add(f"{kept}-{counts[kept]}" if counts[kept] else kept)
-    return names
+    shown = markdown.prose(guide.read_text())
+    return [f"{guide.name}:{line}: {what}" for line, text in shown for what in problems_of_links(text, guide)]
 
 
 def unproven(guide: Path) -> list[str]:
@@ -272,11 +198,20 @@ def unproven(guide: Path) -> list[str]:
     return problems
 
 
-def _prose(guide: Path) -> list[tuple[int, str]]:
-    """What is shown as text: prose, and what code prints as Markdown."""
-    shown = []
-    lines = guide.read_text().splitlines()
-    for part in parts_of(guide.read_text()):
-        if part.kind == "prose" or (part.kind == "output" and lines[part.line - 2].strip() == "<!-- printed -->"):
-            shown += [(part.line + i, text) for i, text in enumerate(part.lines)]
-    return shown
+def main(arguments: list[str]) -> int:
+    """The command; 0 if no guide has a problem."""
+    parser = argparse.ArgumentParser(prog="python -m docs.tools.guides", description=__doc__.partition("\n")[0])
+    parser.add_argument("guides", nargs="*", type=Path, metavar="GUIDE", help="a Markdown file; all guides if left out")
+    parser.add_argument("--update", action="store_true", help="write what is printed into the guides")
+    parser.add_argument("--draw", action="store_true", help="write what is drawn into figures/")
+    options = parser.parse_args(arguments)
+    problems = []
+    for guide in options.guides or GUIDES:
+        found = run(guide.resolve(), options.update, options.draw)
+        print(*found or [f"{guide.name}: no problem"], sep="\n")
+        problems += found
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

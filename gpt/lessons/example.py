@@ -22,6 +22,7 @@ TOKENS = np.array([[0, 1, 0]])  # the more the
 TARGETS = np.array([[1, 0, 3]])  # more the merrier: at each position, the next word
 CONFIG = GPTConfig(context_size=4, vocab_size=len(VOCABULARY), n_layer=1, n_head=2, n_embd=4)
 N_HEAD = CONFIG.n_head
+STEP = {"lr": 0.02, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.1}  # the one step of AdamW that mends it
 
 # Each word has two of four features. One row a word, in the order of VOCABULARY.
 _TOKEN_EMBEDDING = """

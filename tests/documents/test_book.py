@@ -222,7 +222,7 @@ def test_a_dead_link_fails_the_build(small, link):
     write_source(small, small / "source")
     with (small / "README.md").open("a") as readme:
         readme.write(f"![here]({link})\n")
-    with pytest.raises(ValueError, match=f"README.md: the link {link} arrives nowhere"):
+    with pytest.raises(ValueError, match=f"README.md: the link {link} is broken"):
         write_source(small, small / "source")
 
 

@@ -15,16 +15,15 @@ import nbformat
 import pytest
 
 from docs.tools import chapters as notebooks
+from docs.tools.concepts import CONCEPTS
 from docs.tools.guides import ROOT
 from gpt import figures
 from gpt.lessons.notebook import check, described
 
-NAMES = ["01_tokens", "02_positions", "03_attention", "04_block", "05_model", "06_backward", "07_training",
-         "08_generation", "09_inspection", "10_scale"]  # fmt: skip
-
 
 def test_there_is_a_chapter_for_every_concept():
-    assert [path.stem for path in notebooks.CHAPTERS] == NAMES
+    chapters = [path.relative_to(ROOT).as_posix() for path in notebooks.CHAPTERS]
+    assert chapters == [concept.chapter for concept in CONCEPTS.values()]
 
 
 @pytest.fixture(params=notebooks.CHAPTERS, ids=lambda path: path.stem)
@@ -183,6 +182,16 @@ def test_an_exercise_is_solved_by_its_solution_only(stored, ask, answer, problem
 
 def test_a_chapter_has_three_exercises(stored):
     assert "0 exercises, but a chapter has three" in notebooks.exercises(stored(code()))[0]
+
+
+def test_a_number_at_the_edge_of_two_roundings_is_found(stored):
+    edge = code("print(f'{sum([0.1] * 5) / 4:.2f}')")
+    assert "cell 1: 0.125 lies at the edge of two roundings" in notebooks.exercises(stored(edge))[0]
+    path = stored(edge)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match=r"EdgeError.*: 0\.125 lies at the edge"):
+        notebooks.store(path)
+    assert path.read_bytes() == before
 
 
 def test_storing_twice_gives_the_same_bytes(stored):

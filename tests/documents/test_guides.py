@@ -1,4 +1,4 @@
-"""Guides: their code runs, what it prints stands in them, every claim has its check and every link leads somewhere."""
+"""Guides: their code runs, what it prints is in them, every claim has its check and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ def planted(tmp_path: Path):
 
 
 @pytest.mark.parametrize("guide", guides.GUIDES, ids=lambda guide: guide.name)
-def test_what_a_guide_prints_stands_in_it(guide, request):
-    options = [request.config.getoption(option) for option in ("--update-guides", "--draw-figures")]
-    problems = guides.run(guide, *options)
+def test_what_a_guide_prints_is_in_it(guide):
+    problems = guides.run(guide)
     assert not problems, "\n".join(problems) + "\n`make guides` writes what is printed into the guides"
 
 
@@ -118,8 +117,8 @@ def test_a_guide_that_tells_the_truth_has_no_problem(planted):
 def test_a_changed_digit_is_found_and_its_line_is_named(planted):
     [text] = guides.run(planted(COUNTS.replace("\n3\n", "\n4\n")))
     [markdown] = guides.run(planted(COUNTS.replace("| 2 |\n<", "| 7 |\n<")))
-    assert text.startswith("GUIDE.md:13: here stands\n    4\nbut the code prints\n    3")
-    assert markdown.startswith("GUIDE.md:20: here stands\n    | 7 |")
+    assert text.startswith("GUIDE.md:13: it says\n    4\nbut the code prints\n    3")
+    assert markdown.startswith("GUIDE.md:20: it says\n    | 7 |")
 
 
 @pytest.mark.parametrize(("old", "new", "line"), [("\n3\n", "\n", 13), ("\n3\n", "\n3\n4\n", 14)])
@@ -145,12 +144,12 @@ def test_updating_changes_nothing_where_a_block_fails(planted):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("```python\nprint(1)\n```\n", "GUIDE.md:2: this code prints, but no output stands below it"),
+        ("```python\nprint(1)\n```\n", "GUIDE.md:2: this code prints, but no output follows it"),
         ("```python\nprint(1)\n```\nwords\n```text\n1\n```\n", "GUIDE.md:2: this code prints, but no output"),
         ("```python\nprint(1)\n```\n```python\nx = 1\n```\n", "GUIDE.md:2: this code prints, but no output"),
-        ("\n```text\n1\n```\n", "GUIDE.md:3: no code stands above this output"),
-        ("```python\nprint(1)\n```\n```text\n1\n```\n```text\n1\n```\n", "GUIDE.md:8: no code stands above"),
-        ("```python\nx = 1\n```\n```text\n1\n```\n", "GUIDE.md:5: here stands\n    1\nbut the code prints\n"),
+        ("\n```text\n1\n```\n", "GUIDE.md:3: no code precedes this output"),
+        ("```python\nprint(1)\n```\n```text\n1\n```\n```text\n1\n```\n", "GUIDE.md:8: no code precedes"),
+        ("```python\nx = 1\n```\n```text\n1\n```\n", "GUIDE.md:5: it says\n    1\nbut the code prints\n"),
         ("\n```python\nx = 1\n", "GUIDE.md:2: this block is never closed"),
         ("```python\nx = 1\ny = = 2\n```\n", "GUIDE.md:3: SyntaxError"),
         ("```python\nx = 1\nassert x == 2, 'no'\n```\n", "GUIDE.md:3: AssertionError: no"),
@@ -158,6 +157,16 @@ def test_updating_changes_nothing_where_a_block_fails(planted):
 )
 def test_a_problem_names_the_file_and_the_line(planted, text, problem):
     assert guides.run(planted(text))[0].startswith(problem)
+
+
+def test_the_command_writes_what_is_printed_and_says_what_is_wrong(planted, capsys):
+    old = planted(COUNTS.replace("\n3\n", "\n4\n"))
+    assert guides.main([str(old)]) == 1
+    assert "GUIDE.md:13: it says" in capsys.readouterr().out
+    assert guides.main([str(old), "--update"]) == guides.main([str(old)]) == 0
+    assert old.read_text() == COUNTS
+    assert guides.main(["--draw", str(planted(DRAWS.replace("KIND", "svg")))]) == 0
+    assert (old.parent / "figures" / "line.svg").is_file()
 
 
 def test_code_may_be_folded_away(planted):
