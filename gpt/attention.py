@@ -8,20 +8,30 @@ an average of all values, weighted by how well its query matches each key:
 The module climbs a staircase: the equation itself, one head, one head that cannot see the future, many heads, and
 GPT-2's layer with its key-value cache. DEEP_THEORY_GUIDE.md, Part 3 derives it all. Attention weights are always
 [batch, head, query, key] (no head axis for one head). A mask is boolean: True where a query may look at a key.
+
+Every layer raises TypeError or ValueError, naming the argument, for input of another shape or type than its own.
 """
 
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import einsum, rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from gpt.support.kernels import Linear, drop
+from gpt.support import kernels
+from gpt.support.checks import (
+    check_broadcast,
+    check_dropout,
+    check_dtype,
+    check_features,
+    check_size,
+    eager_on_cpu,
+)
 
 
-def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Tensor:
-    """True where a query may look: at itself and at what came before, [queries, keys].
+def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "queries keys"]:
+    """True where a query may look: at itself and at what came before.
 
     The queries are the last of the keys, so with a cache new tokens see all the old ones.
     """
@@ -29,64 +39,75 @@ def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> 
 
 
 def scaled_dot_product_attention(
+    query: Float[Tensor, "... query d_k"],
+    key: Float[Tensor, "... key d_k"],
+    value: Float[Tensor, "... key d_v"],
+    mask: Bool[Tensor, "..."] | None = None,
+    dropout: float = 0.0,
+) -> tuple[Float[Tensor, "... query d_v"], Float[Tensor, "... query key"]]:
+    """The equation. Returns (output, weights); each row of the weights sums to 1.
+
+    The mask broadcasts to [..., query, key]. `dropout` drops weights on their way to the values; the returned weights
+    are those before it. Raises TypeError for a mask that is not boolean, ValueError for shapes that do not fit each
+    other and where a mask leaves a query nothing to look at.
+    """
+    _check_attention(query, key, value, mask)
+    check_dropout("dropout", dropout)
+    return _attention(query, key, value, mask, dropout)
+
+
+def _attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """The equation, one line a step. This is the readable path; tests hold the fused one equal to it.
-
-    query [..., query, d_k], key [..., key, d_k], value [..., key, d_v], mask broadcasts to [..., query, key].
-    Returns (output [..., query, d_v], weights [..., query, key]); each row of the weights sums to 1.
-    `dropout` drops weights on their way to the values; the returned weights are those before it.
-    Raises TypeError for a mask that is not boolean, ValueError where a mask leaves a query nothing to look at.
-    """
+    """The equation, one line a step. This is the readable path; tests hold the fused one equal to it."""
     query = query / math.sqrt(query.shape[-1])  # Here rather than on the scores: fewer numbers to divide.
     scores = einsum(query, key, "... query d_k, ... key d_k -> ... query key")
     if mask is not None:
-        _check_mask(mask)
-        # Before the softmax and with -inf: the weight is then exactly 0, however large the score. (Adding 0 or -inf
-        # has the gradient of masked_fill, for half the work.)
-        scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)
+        # Before the softmax and with -inf: the weight is then exactly 0, however large the score.
+        scores = scores.masked_fill(~mask, -math.inf)
     weights = scores.softmax(dim=-1)
-    output = einsum(drop(weights, dropout), value, "... query key, ... key d_v -> ... query d_v")
+    output = einsum(kernels.drop(weights, dropout), value, "... query key, ... key d_v -> ... query d_v")
     return output, weights
 
 
-def attention_in_slices(query: Tensor, key: Tensor, value: Tensor, dropout: float, size: int = 64) -> Tensor:
-    """Causal attention for `size` queries at a time, each slice with the keys that it may see and no later ones."""
-    outputs, seen = [], key.shape[-2] - query.shape[-2]
-    for part in query.split(size, dim=-2):
-        seen += part.shape[-2]
-        mask = causal_mask(part.shape[-2], seen, query.device)
-        outputs.append(scaled_dot_product_attention(part, key[..., :seen, :], value[..., :seen, :], mask, dropout)[0])
-    return torch.cat(outputs, dim=-2)
-
-
-def _check_mask(mask: Tensor) -> None:
+def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    check_features("query", query, "... query d_k")
+    check_features("key", key, "... key d_k", query.shape[-1])
+    check_features("value", value, "... key d_v")
+    check_dtype("key", key, query)
+    check_dtype("value", value, query)
+    queries, keys = query.shape[-2], key.shape[-2]
+    if not keys or value.shape[-2] != keys:
+        raise ValueError(f"value must have a row for each key, at least one, got {value.shape[-2]} for {keys} keys")
+    if mask is None:
+        return
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True = may look), got {mask.dtype}; a 0/1 mask becomes one by .bool()")
-    if not mask.any(dim=-1).all():
+    check_broadcast("mask", mask.shape, (*torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]), queries, keys))
+    if eager_on_cpu(mask) and not mask.any(dim=-1).all():
         raise ValueError("mask must leave every query at least one key, but a row of it is all False")
 
 
-def _d_head(d_model: int, num_heads: int) -> int:
-    if num_heads < 1 or d_model % num_heads:
-        raise ValueError(f"d_model must be divisible by num_heads, got d_model={d_model}, num_heads={num_heads}")
-    return d_model // num_heads
-
-
 class SelfAttention(nn.Module):
-    """First step: one head without a mask. x [batch, T, d_in] -> [batch, T, d_out]."""
+    """First step: one head without a mask."""
 
     def __init__(self, d_in: int, d_out: int) -> None:
         super().__init__()
+        check_size("d_in", d_in)
+        check_size("d_out", d_out)
+        self.d_in = d_in
         self.query = nn.Linear(d_in, d_out, bias=False)
         self.key = nn.Linear(d_in, d_out, bias=False)
         self.value = nn.Linear(d_in, d_out, bias=False)
 
-    def mask(self, x: Tensor) -> Tensor | None:
+    def mask(self, x: Float[Tensor, "*batch T d_in"]) -> Bool[Tensor, "T T"] | None:
         return None
 
-    def forward(self, x: Tensor, return_weights: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        output, weights = scaled_dot_product_attention(self.query(x), self.key(x), self.value(x), self.mask(x))
+    def forward(
+        self, x: Float[Tensor, "*batch T d_in"], return_weights: bool = False
+    ) -> Float[Tensor, "*batch T d_out"] | tuple[Float[Tensor, "*batch T d_out"], Float[Tensor, "*batch T T"]]:
+        check_features("x", x, "... T d_in", self.d_in)
+        output, weights = _attention(self.query(x), self.key(x), self.value(x), self.mask(x))
         return (output, weights) if return_weights else output
 
 
@@ -95,42 +116,55 @@ class CausalAttention(SelfAttention):
 
     def __init__(self, d_in: int, d_out: int, max_seq_len: int) -> None:
         super().__init__(d_in, d_out)
+        check_size("max_seq_len", max_seq_len)
         self.max_seq_len = max_seq_len
 
-    def mask(self, x: Tensor) -> Tensor:
-        return causal_mask(*_checked_length(x, self.max_seq_len), device=x.device)
+    def mask(self, x: Float[Tensor, "*batch T d_in"]) -> Bool[Tensor, "T T"]:
+        _check_length(x.shape[-2], self.max_seq_len)
+        return causal_mask(x.shape[-2], x.shape[-2], device=x.device)
 
 
-def _checked_length(x: Tensor, max_seq_len: int, past: int = 0) -> tuple[int, int]:
-    """(queries, keys) for x after `past` earlier tokens, if they fit."""
-    queries, keys = x.shape[-2], past + x.shape[-2]
-    if keys > max_seq_len:
-        raise ValueError(f"the sequence must be at most max_seq_len={max_seq_len} tokens long, got {keys}")
-    return queries, keys
+def _check_length(length: int, max_seq_len: int) -> None:
+    if length > max_seq_len:
+        raise ValueError(f"the sequence must be at most max_seq_len={max_seq_len} tokens long, got {length}")
+
+
+def _d_head(d_model: int, num_heads: int) -> int:
+    check_size("d_model", d_model)
+    check_size("num_heads", num_heads)
+    if d_model % num_heads:
+        raise ValueError(f"d_model must be divisible by num_heads, got d_model={d_model}, num_heads={num_heads}")
+    return d_model // num_heads
 
 
 class MultiHeadAttention(nn.Module):
     """Third step: H heads side by side (Vaswani et al. 2017, section 3.2.2); d_model is shared out among them.
 
-    query [batch, T, d_model], key and value [batch, S, d_model], boolean mask broadcasting to
-    [batch, head, query, key] -> [batch, T, d_model], and with return_weights also the weights.
+    The mask broadcasts to [batch, head, query, key]. With return_weights also the weights.
     """
 
     def __init__(self, d_model: int, num_heads: int, bias: bool = True) -> None:
         super().__init__()
-        self.num_heads, self.d_head = num_heads, _d_head(d_model, num_heads)
+        self.d_model, self.num_heads, self.d_head = d_model, num_heads, _d_head(d_model, num_heads)
         self.query = nn.Linear(d_model, d_model, bias)
         self.key = nn.Linear(d_model, d_model, bias)
         self.value = nn.Linear(d_model, d_model, bias)
         self.projection = nn.Linear(d_model, d_model, bias)
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split(self, x: Float[Tensor, "batch T d_model"]) -> Float[Tensor, "batch head T d_head"]:
         # Not view(B, H, T, d_head): that has the same shape, but gives each head pieces of several positions.
         return rearrange(x, "batch token (head d_head) -> batch head token d_head", head=self.num_heads)
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, return_weights: bool = False
-    ) -> Tensor | tuple[Tensor, Tensor]:
+        self,
+        query: Float[Tensor, "batch T d_model"],
+        key: Float[Tensor, "batch S d_model"],
+        value: Float[Tensor, "batch S d_model"],
+        mask: Bool[Tensor, "..."] | None = None,
+        return_weights: bool = False,
+    ) -> Float[Tensor, "batch T d_model"] | tuple[Float[Tensor, "batch T d_model"], Float[Tensor, "batch head T S"]]:
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            check_features(name, x, "batch token d_model", self.d_model)
         q, k, v = self._split(self.query(query)), self._split(self.key(key)), self._split(self.value(value))
         heads, weights = scaled_dot_product_attention(q, k, v, mask)
         output = self.projection(rearrange(heads, "batch head token d_head -> batch token (head d_head)"))
@@ -144,58 +178,73 @@ class KVCache:
     """
 
     def __init__(self, batch: int, num_heads: int, max_seq_len: int, d_head: int, like: Tensor) -> None:
-        self.keys = like.new_empty(batch, num_heads, max_seq_len, d_head)
+        sizes = {"batch": batch, "num_heads": num_heads, "max_seq_len": max_seq_len, "d_head": d_head}
+        for name, size in sizes.items():
+            check_size(name, size)
+        self.keys = like.new_empty(*sizes.values())
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values; hand back all of them, [batch, head, length, d_head].
+    def append(
+        self, key: Float[Tensor, "batch head T d_head"], value: Float[Tensor, "batch head T d_head"]
+    ) -> tuple[Float[Tensor, "batch head length d_head"], Float[Tensor, "batch head length d_head"]]:
+        """Store the new tokens' keys and values; give back all of them.
 
-        Raises ValueError for a batch of another size than the cache was made for.
+        Raises ValueError for other sizes than the cache was made for and for more tokens than it has room for,
+        TypeError for another number format. The cache is then as it was.
         """
-        if len(key) != len(self.keys):
-            raise ValueError(f"the cache was made for a batch of {len(self.keys)}, got {len(key)}")
-        start, self.length = self.length, self.length + key.shape[-2]
-        self.keys[:, :, start : self.length] = key
-        self.values[:, :, start : self.length] = value
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        batch, heads, room, d_head = self.keys.shape
+        for name, new in (("key", key), ("value", value)):
+            check_features(name, new, "batch head T d_head", d_head)
+            check_dtype(name, new, self.keys)
+            if new.shape != (batch, heads, key.shape[-2], d_head):
+                made_for = f"the cache was made for a batch of {batch} and {heads} heads"
+                raise ValueError(f"{made_for}, got {name} of shape {list(new.shape)}")
+        start, length = self.length, self.length + key.shape[-2]
+        _check_length(length, room)
+        self.length = length
+        self.keys[:, :, start:length] = key
+        self.values[:, :, start:length] = value
+        return self.keys[:, :, :length], self.values[:, :, :length]
 
 
 class CausalSelfAttention(nn.Module):
-    """GPT-2's attention layer. x [batch, T, d_model] -> [batch, T, d_model].
+    """GPT-2's attention layer.
 
     One matrix makes queries, keys and values at once. PyTorch's fused kernel and, while `record_weights` is True, the
     readable equation give the same result; the latter leaves its weights in `weights`, so a heat map shows the very
     pass that ran. Raises ValueError for more than max_seq_len tokens, cached ones included.
     """
 
-    def __init__(
-        self, d_model: int, num_heads: int, max_seq_len: int, dropout: float = 0.0, bias: bool = True
-    ) -> None:
+    def __init__(self, d_model: int, num_heads: int, max_seq_len: int, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
-        self.num_heads, self.d_head, self.max_seq_len = num_heads, _d_head(d_model, num_heads), max_seq_len
-        self.dropout = dropout
-        self.qkv = Linear(d_model, 3 * d_model, bias)
-        self.projection = Linear(d_model, d_model, bias)
+        self.d_model, self.num_heads, self.d_head = d_model, num_heads, _d_head(d_model, num_heads)
+        check_size("max_seq_len", max_seq_len)
+        check_dropout("dropout", dropout)
+        self.max_seq_len, self.dropout = max_seq_len, dropout
+        self.qkv = kernels.Linear(d_model, 3 * d_model, bias)
+        self.projection = kernels.Linear(d_model, d_model, bias)
         self.record_weights = False
         self.weights: Tensor | None = None
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        queries, keys = _checked_length(x, self.max_seq_len, past=cache.length if cache else 0)
+    def forward(
+        self, x: Float[Tensor, "batch T d_model"], cache: KVCache | None = None
+    ) -> Float[Tensor, "batch T d_model"]:
+        check_features("x", x, "batch T d_model", self.d_model)
+        queries = x.shape[1]
+        keys = queries if cache is None else cache.length + queries
+        _check_length(keys, self.max_seq_len)
         axes = "batch token (three head d_head) -> three batch head token d_head"
         q, k, v = rearrange(self.qkv(x), axes, three=3, head=self.num_heads)
         if cache is not None:
             k, v = cache.append(k, v)
         dropout = self.dropout if self.training else 0.0
-        self.weights = None  # those of an earlier pass
         if self.record_weights:
-            mask = causal_mask(queries, keys, x.device)
-            heads, self.weights = scaled_dot_product_attention(q, k, v, mask, dropout)
-        elif dropout and x.device.type == "cpu":  # the kernel would compute all weights, the masked half too
-            heads = attention_in_slices(q, k, v, dropout)
-        elif queries in (1, keys):  # A lone query, the newest token, may look at everything: no mask.
-            heads = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=queries > 1)
+            heads, self.weights = _attention(q, k, v, causal_mask(queries, keys, x.device), dropout)
         else:
-            mask = causal_mask(queries, keys, x.device)
-            heads = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout)
+            heads, self.weights = kernels.fused_causal_attention(q, k, v, dropout), None  # none of an earlier pass
         return self.projection(rearrange(heads, "batch head token d_head -> batch token (head d_head)"))
+
+    def __getstate__(self) -> dict:
+        """What a copy or a pickle holds: recorded weights belong to a pass and its graph, not to the layer."""
+        return self.__dict__ | {"weights": None}

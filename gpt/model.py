@@ -9,18 +9,37 @@ the released code and this module differ.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from gpt.attention import KVCache
 from gpt.block import Block, LayerNorm
 from gpt.config import GPTConfig
 from gpt.positions import LearnedPositionalEncoding
-from gpt.support.kernels import Dropout, Embedding, linear
+from gpt.support import kernels
+from gpt.support.checks import check_features, eager_on_cpu
 
 IGNORED = -100  # A target with this value is not counted in the loss: PyTorch's own convention.
+
+
+def check_ids(name: str, ids: Tensor, vocab_size: int, ignored: int | None = None) -> None:
+    """Token ids are int64 or int32, in 0..vocab_size - 1 or equal to `ignored`. Raises TypeError or ValueError.
+
+    Ids are looked at where that is free: in eager mode on the CPU. So whoever takes ids in checks them there, before
+    they move to an accelerator; a forward pass has no questions to them.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be integer token ids, int64 or int32, got {ids.dtype}")
+    if not eager_on_cpu(ids):
+        return
+    read = ids if ignored is None else ids[ids != ignored]
+    low, high = read.aminmax() if read.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name} must be ids in 0..{vocab_size - 1}, got {int(low)}..{int(high)}")
 
 
 class GPT(nn.Module):
@@ -29,9 +48,9 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = Embedding(config.vocab_size, config.n_embd)
+        self.token_embedding = kernels.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = LearnedPositionalEncoding(config.n_embd, config.context_size)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = kernels.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = LayerNorm(config.n_embd, bias=config.bias)
         self.apply(self._initialize)
@@ -48,48 +67,63 @@ class GPT(nn.Module):
                 nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
     def forward(
-        self, tokens: Tensor, targets: Tensor | None = None, cache: list[KVCache] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """tokens [batch, T] of ids -> logits [batch, T, V], and the loss if targets [batch, T] are given.
+        self,
+        tokens: Int[Tensor, "batch T"],
+        targets: Int[Tensor, "batch T"] | None = None,
+        cache: list[KVCache] | None = None,
+    ) -> tuple[Float[Tensor, "batch T V"], Float[Tensor, ""] | None]:
+        """Token ids -> logits, and the loss if targets are given.
 
         The loss is the mean cross-entropy, in nats per token, over targets that are not IGNORED (-100); nan if all are.
         With a cache (`new_cache`), tokens are those that follow what the cache already holds.
-        Raises TypeError for ids that are not integers, ValueError for ids outside 0..V-1, for targets of another
-        shape, and for more than context_size tokens.
+        Raises TypeError for ids that are not integers, ValueError for targets of another shape, for more than
+        context_size tokens, for a cache of another model or batch, and, on the CPU, for ids outside 0..V-1.
         """
-        logits = self.head(self.hidden(tokens, cache))
         if targets is None:
-            return logits, None
+            return self.head(self.hidden(tokens, cache)), None
         if targets.shape != tokens.shape:
             raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
-        self._check_ids("targets", targets.masked_fill(targets == IGNORED, 0))
+        check_ids("targets", targets, self.config.vocab_size, IGNORED)
+        # The loss reads the table in the head as well, whose gradient is dense: the promise that `sparse` asks for.
+        logits = self.head(self._hidden(tokens, cache, sparse=True))
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
 
-    def hidden(self, tokens: Tensor, cache: list[KVCache] | None = None) -> Tensor:
-        """The residual stream after the last block and the final norm, [batch, T, d_model]."""
+    def hidden(
+        self, tokens: Int[Tensor, "batch T"], cache: list[KVCache] | None = None
+    ) -> Float[Tensor, "batch T d_model"]:
+        """The residual stream after the last block and the final norm."""
+        return self._hidden(tokens, cache)
+
+    def _hidden(self, tokens: Tensor, cache: list[KVCache] | None, sparse: bool = False) -> Tensor:
+        """`hidden`; `sparse` is for `Embedding`, which says what it promises."""
         if tokens.dim() != 2 or not tokens.numel():
             raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
-        self._check_ids("tokens", tokens)
-        start = cache[0].length if cache else 0
+        check_ids("tokens", tokens, self.config.vocab_size)
+        pasts = self._pasts(cache)
+        start = pasts[0].length if pasts[0] else 0
         length, limit = start + tokens.shape[1], self.config.context_size
         if length > limit:
             raise ValueError(f"tokens must be at most context_size={limit} long, got {length}")
-        x = self.dropout(self.position_embedding(self.token_embedding(tokens), start))
-        for i, block in enumerate(self.blocks):
-            x = block(x, cache[i] if cache else None)
+        x = self.dropout(self.position_embedding(self.token_embedding(tokens, sparse), start))
+        for block, past in zip(self.blocks, pasts, strict=True):
+            x = block(x, past)
         return self.final_norm(x)
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V]: how well the stream matches each token's embedding. There is no second matrix: the head
-        is tied to the embedding because it is the same tensor (Press & Wolf 2017)."""
-        return linear(hidden, self.token_embedding.weight)
+    def _pasts(self, cache: list[KVCache] | None) -> Sequence[KVCache | None]:
+        """What each block remembers."""
+        if cache is None:
+            return [None] * len(self.blocks)
+        if not isinstance(cache, list | tuple) or not all(isinstance(past, KVCache) for past in cache):
+            raise TypeError(f"cache must be a list of KVCache, as new_cache makes it, got {type(cache).__name__}")
+        if len(cache) != len(self.blocks):
+            raise ValueError(f"cache must have one KVCache for each of {len(self.blocks)} blocks, got {len(cache)}")
+        return cache
 
-    def _check_ids(self, name: str, ids: Tensor) -> None:
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"{name} must be integer token ids, got {ids.dtype}")
-        low, high = ids.aminmax()  # a GPU must wait for this, but tells nothing else about a wrong id
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"{name} must be ids in 0..{self.config.vocab_size - 1}, got {low.item()}..{high.item()}")
+    def head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch V"]:
+        """Logits: how well the stream matches each token's embedding. There is no second matrix: the head is tied to
+        the embedding because it is the same tensor (Press & Wolf 2017)."""
+        check_features("hidden", hidden, "... d_model", self.config.n_embd)
+        return kernels.linear(hidden, self.token_embedding.weight)
 
     def new_cache(self, batch: int) -> list[KVCache]:
         """An empty key-value cache for `batch` sequences: one per block."""
@@ -100,11 +134,29 @@ class GPT(nn.Module):
         """How many numbers are learned; the tied table is counted once."""
         return sum(p.numel() for p in self.parameters())
 
-    def generate(self, tokens: Tensor, max_new_tokens: int, temperature: float = 1.0, **options) -> Tensor:
-        """Continue tokens [batch, T]; options top_k, top_p, eos_token, ... and errors: `gpt.generation.stream`."""
+    def generate(
+        self,
+        tokens: Int[Tensor, "batch T"],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        eos_token: int | None = None,
+        generator: torch.Generator | None = None,
+        use_cache: bool = True,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+    ) -> Int[Tensor, "batch T_and_new"]:
+        """The prompts and their continuations. What the options mean and which errors they raise:
+        `gpt.generation.stream`."""
         from gpt.generation import generate
 
-        return generate(self, tokens, max_new_tokens, temperature, **options)
+        rare = {"min_p": min_p, "repetition_penalty": repetition_penalty}
+        return generate(
+            self, tokens, max_new_tokens, temperature,
+            top_k=top_k, top_p=top_p, eos_token=eos_token, generator=generator, use_cache=use_cache,
+            **{name: value for name, value in rare.items() if value is not None},
+        )  # fmt: skip
 
     @classmethod
     def from_pretrained(cls, name: str) -> GPT:

@@ -1,7 +1,7 @@
 """Concept 5, model: the whole of GPT-2, from token ids to the logits of the next token.
 
 Its start, its causality, the tied head and its gradient, the loss, the cache. (That every gradient of a small GPT is
-the one that gpt.backward derives by hand stands in tests/concepts/test_backward.py.) gpt/model.py;
+the one that gpt.backward derives by hand: tests/concepts/test_backward.py.) gpt/model.py;
 DEEP_THEORY_GUIDE.md, Part 5.
 """
 
@@ -11,6 +11,8 @@ import math
 
 import pytest
 import torch
+
+from tests.comparing import close
 
 F64 = torch.float64
 V, T_MAX = 19, 12
@@ -48,7 +50,7 @@ def test_before_training_the_loss_is_that_of_a_uniform_guess(gpt):
     _, loss = gpt.GPT(config)(tokens, targets)
     # A logit is a sum of d_model = 64 products of a normalized number and a weight of std 0.02, so its std is about
     # s = 0.02 sqrt(64) = 0.16. That costs s^2 / 2 = 0.013 above ln V, and 1024 targets add a noise of s / 32 = 0.005.
-    assert abs(loss.item() - math.log(config.vocab_size) - 0.013) < 0.03  # measured: 0.001
+    close(loss.item(), math.log(config.vocab_size) + 0.013, 0.03)  # measured: 0.001
 
 
 def test_weights_start_with_deviation_0_02_and_those_that_write_to_the_stream_with_less(gpt):
@@ -132,13 +134,13 @@ def test_the_model_is_its_parts_in_order(gpt):
     hidden = gpt.layer_norm(x, model.final_norm.weight, model.final_norm.bias)
     logits, _ = model(tokens)
     # worst measured: 8.9e-16
-    assert (model.hidden(tokens) - hidden).abs().max() < 1e-12
-    assert (logits - hidden @ model.token_embedding.weight.T).abs().max() < 1e-12
+    close(model.hidden(tokens), hidden, 1e-12)
+    close(logits, hidden @ model.token_embedding.weight.T, 1e-12)
 
 
 def test_ids_of_32_bits_are_ids_too(gpt):
     model, tokens = small_gpt(gpt), some_tokens()
-    assert torch.equal(model(tokens.int(), tokens.int())[1], model(tokens, tokens)[1])
+    close(model(tokens.int(), tokens.int())[1], model(tokens, tokens)[1])
 
 
 def test_evaluation_has_no_dropout_and_training_has(gpt):
@@ -147,7 +149,7 @@ def test_evaluation_has_no_dropout_and_training_has(gpt):
     without = small_gpt(gpt)
     without.load_state_dict(model.state_dict())
     model.eval()
-    assert (model(tokens)[0] - without(tokens)[0]).abs().max() < 1e-12  # measured: 0
+    close(model(tokens)[0], without(tokens)[0], 1e-12)  # measured: 0
 
 
 def test_the_embeddings_are_dropped_too(gpt):
@@ -172,7 +174,7 @@ def test_the_future_does_not_move_the_past(gpt):
                 for block in model.blocks:
                     block.attention.record_weights = record
                 before, after = model(tokens)[0], model(changed)[0]
-                assert torch.equal(before[:, :t], after[:, :t])  # not close: equal
+                close(before[:, :t], after[:, :t])  # not close: equal
                 assert (before[:, t:] - after[:, t:]).abs().amax(-1).min() > 1e-3
 
 
@@ -196,7 +198,7 @@ def test_the_loss_is_the_mean_surprise_at_the_targets(gpt):
         math.log(sum(math.exp(z) for z in row)) - row[target]
         for row, target in zip(logits.flatten(0, 1).tolist(), tokens[:, 1:].flatten().tolist(), strict=True)
     ]
-    assert abs(loss.item() - sum(surprises) / len(surprises)) < 1e-12  # measured: 8.9e-16
+    close(loss.item(), sum(surprises) / len(surprises), 1e-12)  # measured: 8.9e-16
 
 
 def test_ignored_targets_count_neither_in_the_mean_nor_in_the_gradient(gpt):
@@ -205,13 +207,13 @@ def test_ignored_targets_count_neither_in_the_mean_nor_in_the_gradient(gpt):
     logits, loss = model(tokens, targets)
     kept = targets != -100
     expected = torch.nn.functional.cross_entropy(logits[kept], targets[kept])
-    assert abs(loss - expected) < 1e-12  # measured: 8.9e-16
+    close(loss, expected, 1e-12)  # measured: 8.9e-16
     # What comes after the last counted target is read by nobody: other tokens there change neither loss nor gradient.
     other = tokens.clone()
     other[0, 5:] = (tokens[0, 5:] + 1) % V
     results = [torch.autograd.grad(model(t, targets)[1], list(model.blocks.parameters())) for t in (tokens, other)]
     for first, second in zip(*results, strict=True):
-        assert (first - second).abs().max() < 1e-13  # measured: 0
+        close(first, second, 1e-13)  # measured: 0
 
 
 # The tied head: one table, two uses.
@@ -224,7 +226,7 @@ def test_the_table_learns_from_both_of_its_uses(gpt):
     gradient = model.token_embedding.weight.grad
     # The lookup adds few rows to the head's dense gradient; the sum must be dense, for any optimizer.
     assert gradient.layout == torch.strided
-    assert abs(gradient.numpy() - expected["token_embedding.weight"]).max() < 1e-12  # measured: 1.1e-16
+    close(gradient, expected["token_embedding.weight"], 1e-12)  # measured: 1.1e-16
     # Either use alone would be another gradient.
     assert abs(gradient.numpy() - expected["embed.weight"]).max() > 1e-3
     assert abs(gradient.numpy() - expected["head.weight"]).max() > 1e-3
@@ -241,7 +243,7 @@ def test_the_table_adds_up_the_gradients_of_several_batches(gpt):
         model(tokens, targets)[1].backward()
     gradient = model.token_embedding.weight.grad
     assert gradient.layout == torch.strided
-    assert abs(gradient.numpy() - expected).max() < 1e-12  # measured: 1.4e-16
+    close(gradient, expected, 1e-12)  # measured: 1.4e-16
 
 
 def test_in_float32_the_gradient_of_the_table_is_the_same_bit_for_bit_in_every_run(gpt):
@@ -286,7 +288,7 @@ def test_the_head_stays_tied_whatever_happens_to_the_model(gpt):
     other = small_gpt(gpt, seed=1)
     other.load_state_dict(model.state_dict())
     assert_tied(other)
-    assert torch.equal(other.head(torch.ones(1, 12, dtype=F64)), model.head(torch.ones(1, 12, dtype=F64)))
+    close(other.head(torch.ones(1, 12, dtype=F64)), model.head(torch.ones(1, 12, dtype=F64)))
     other.load_state_dict(small_gpt(gpt, seed=2).state_dict(), assign=True)  # new tensors in the place of the old
     assert_tied(other)
     file = io.BytesIO()
@@ -316,7 +318,7 @@ def test_the_optimizer_sees_the_table_once_and_moves_both_uses(gpt):
     before = model.token_embedding.weight.detach().clone()
     model(tokens, targets)[1].backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
-    assert abs((before - model.token_embedding.weight).detach().numpy() - 0.1 * gradient).max() < 1e-12
+    close(before - model.token_embedding.weight, 0.1 * gradient, 1e-12)
     assert_tied(model)
 
 
@@ -326,7 +328,7 @@ def test_a_model_can_be_copied_in_the_middle_of_training(gpt):
     loss.backward()
     twin = copy.deepcopy(model)
     for mine, theirs in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs)
+        close(mine, theirs)
 
 
 # The cache.
@@ -343,7 +345,7 @@ def test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks(gpt):
                 with torch.no_grad():
                     cache = model.new_cache(batch)
                     logits = torch.cat([model(chunk, cache=cache)[0] for chunk in tokens.split(chunks, dim=1)], dim=1)
-                assert (logits - expected).abs().max() < 1e-11, chunks  # worst measured: 2.2e-15
+                close(logits, expected, 1e-11)  # worst measured: 2.2e-15
                 assert [layer.length for layer in cache] == [12, 12]
 
 
@@ -360,13 +362,13 @@ def test_a_new_cache_is_empty_and_has_room_for_the_context(gpt):
 @pytest.mark.parametrize(
     ("tokens", "error", "message"),
     [
-        ([[0, V]], ValueError, rf"^tokens must be ids in 0\.\.{V - 1}, got 0\.\.{V}$"),
-        ([[-1, 3]], ValueError, rf"^tokens must be ids in 0\.\.{V - 1}, got -1\.\.3$"),
-        ([[0.0, 1.0]], TypeError, r"^tokens must be integer token ids, got torch.float32$"),
-        ([[True, False]], TypeError, r"^tokens must be integer token ids, got torch.bool$"),
-        ([0, 1], ValueError, r"^tokens must be \[batch, T\] with at least one token, got shape \[2\]$"),
-        ([[], []], ValueError, r"^tokens must be \[batch, T\] with at least one token, got shape \[2, 0\]$"),
-        ([[0] * 13], ValueError, r"^tokens must be at most context_size=12 long, got 13$"),
+        ([[0, V]], ValueError, rf"tokens.*0\.\.{V - 1}.*0\.\.{V}"),
+        ([[-1, 3]], ValueError, rf"tokens.*0\.\.{V - 1}.*-1\.\.3"),
+        ([[0.0, 1.0]], TypeError, r"tokens.*integer.*float32"),
+        ([[True, False]], TypeError, r"tokens.*integer.*bool"),
+        ([0, 1], ValueError, r"tokens.*\[batch, T\].*\[2\]"),
+        ([[], []], ValueError, r"tokens.*\[batch, T\].*\[2, 0\]"),
+        ([[0] * 13], ValueError, r"tokens.*context_size=12.*13"),
     ],
 )
 def test_tokens_that_cannot_be_read_are_named(gpt, tokens, error, message):
@@ -377,11 +379,11 @@ def test_tokens_that_cannot_be_read_are_named(gpt, tokens, error, message):
 @pytest.mark.parametrize(
     ("targets", "error", "message"),
     [
-        ([[0, V]], ValueError, rf"^targets must be ids in 0\.\.{V - 1}, got 0\.\.{V}$"),
-        ([[-1, 3]], ValueError, rf"^targets must be ids in 0\.\.{V - 1}, got -1\.\.3$"),
-        ([[0.0, 1.0]], TypeError, r"^targets must be integer token ids, got torch.float32$"),
-        ([[0]], ValueError, r"^targets must have the shape of tokens \[1, 2\], got \[1, 1\]$"),
-        ([0, 1], ValueError, r"^targets must have the shape of tokens \[1, 2\], got \[2\]$"),
+        ([[0, V]], ValueError, rf"targets.*0\.\.{V - 1}.*0\.\.{V}"),
+        ([[-100, -1]], ValueError, rf"targets.*0\.\.{V - 1}.*-1\.\.-1"),
+        ([[0.0, 1.0]], TypeError, r"targets.*integer.*float32"),
+        ([[0]], ValueError, r"targets.*\[1, 2\].*\[1, 1\]"),
+        ([0, 1], ValueError, r"targets.*\[1, 2\].*\[2\]"),
     ],
 )
 def test_targets_that_cannot_be_scored_are_named(gpt, targets, error, message):
@@ -394,10 +396,10 @@ def test_a_full_cache_is_an_error_that_leaves_it_as_it_was(gpt):
     cache = model.new_cache(batch=2)
     with torch.no_grad():
         model(tokens[:, :10], cache=cache)
-        with pytest.raises(ValueError, match=r"^tokens must be at most context_size=12 long, got 13$"):
+        with pytest.raises(ValueError, match=r"tokens.*context_size=12.*13"):
             model(tokens[:, :3], cache=cache)
         logits, _ = model(tokens[:, 10:], cache=cache)
-    assert (logits - model(tokens)[0][:, 10:]).abs().max() < 1e-11
+    close(logits, model(tokens)[0][:, 10:], 1e-11)
 
 
 def test_the_model_trains_in_parallel_processes_as_alone(gpt, tmp_path):
@@ -409,6 +411,6 @@ def test_the_model_trains_in_parallel_processes_as_alone(gpt, tmp_path):
         alone = torch.autograd.grad(model(tokens, tokens)[1], list(model.parameters()))
         torch.nn.parallel.DistributedDataParallel(model)(tokens, tokens)[1].backward()
         for parameter, expected in zip(model.parameters(), alone, strict=True):
-            assert (parameter.grad - expected).abs().max() < 1e-12
+            close(parameter.grad, expected, 1e-12)
     finally:
         torch.distributed.destroy_process_group()

@@ -34,14 +34,14 @@ BUGS = {
         test_block.test_layer_norm_divides_by_the_biased_deviation,
     ),
     "a finite mask, which large scores get around": (
-        "attention.scaled_dot_product_attention",
+        "attention._attention",
         {"-math.inf": "-1e4"},
         test_attention.test_a_masked_key_has_no_weight_however_large_its_score,
     ),
     "a mask applied after the softmax": (
-        "attention.scaled_dot_product_attention",
+        "attention._attention",
         {
-            "scores = scores + torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, -math.inf)": "pass",
+            "scores = scores.masked_fill(~mask, -math.inf)": "pass",
             "weights = scores.softmax(dim=-1)": "weights = scores.softmax(dim=-1) * (1 if mask is None else mask)",
         },
         test_attention.test_the_mask_comes_before_the_softmax,
@@ -52,8 +52,8 @@ BUGS = {
         test_attention.test_the_causal_mask_lets_a_query_look_at_itself_and_at_its_past,
     ),
     "a model that sees one token of the future": (
-        "attention.CausalSelfAttention.forward",
-        {"is_causal=queries > 1": "attn_mask=torch.ones(queries, keys, dtype=torch.bool).tril(1)"},
+        "kernels.fused_causal_attention",
+        {"is_causal=True": "attn_mask=torch.ones(queries, keys, dtype=torch.bool).tril(1)"},
         test_model.test_the_future_does_not_move_the_past,
     ),
     "view instead of split and transpose": (
@@ -66,12 +66,12 @@ BUGS = {
         test_attention.test_the_heads_are_cut_from_the_features_and_not_from_the_positions,
     ),
     "no scale": (
-        "attention.scaled_dot_product_attention",
+        "attention._attention",
         {"query / math.sqrt(query.shape[-1])": "query"},
         test_attention.test_the_weights_are_those_a_person_can_check,
     ),
     "a scale of 1/d": (
-        "attention.scaled_dot_product_attention",
+        "attention._attention",
         {"math.sqrt(query.shape[-1])": "query.shape[-1]"},
         test_attention.test_the_scale_keeps_the_variance_of_the_scores_at_one,
     ),
@@ -131,13 +131,13 @@ BUGS = {
         test_files.test_an_atomic_file_is_the_old_or_the_new_never_a_part,
     ),
     "a cache with the mask of a prompt without a past": (
-        "attention.CausalSelfAttention.forward",
-        {"elif queries in (1, keys):": "elif True:"},
+        "kernels.fused_causal_attention",
+        {"if queries == keys:": "if True:"},
         test_model.test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks,
     ),
     "a cache with positions that start again": (
-        "model.GPT.hidden",
-        {"start = cache[0].length if cache else 0": "start = 0"},
+        "model.GPT._hidden",
+        {"start = pasts[0].length if pasts[0] else 0": "start = 0"},
         test_model.test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks,
     ),
     "weight decay on biases and gains": (
@@ -152,7 +152,7 @@ BUGS = {
     ),
     "heat maps of a pass that never ran": (
         "attention.CausalSelfAttention.forward",
-        {"heads, self.weights = scaled_dot": "self.weights = (q @ k.mT).softmax(-1)\n        heads, _ = scaled_dot"},
+        {"heads, self.weights = _attention": "self.weights = (q @ k.mT).softmax(-1)\n        heads, _ = _attention"},
         test_inspection.test_a_case_computed_by_hand,
     ),
     "a padded vocabulary that can be drawn": (

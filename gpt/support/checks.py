@@ -1,0 +1,71 @@
+"""Is this input what the layer was made for? Questions to sizes, shapes and types, with an answer a reader can use.
+
+They ask about the outside of a tensor and never about its numbers, so they cost a microsecond, need not wait for a GPU,
+and disappear where `torch.compile` or `torch.export` reads the program. Questions to the numbers themselves (is
+each id in the vocabulary?) are asked only where `eager_on_cpu` says that the answer is free.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor  # torch.func has no public way to ask
+
+
+def eager_on_cpu(*tensors: Tensor) -> bool:
+    """Whether these are plain tensors in the CPU's memory, whose numbers a Python program may look at.
+
+    False on accelerators (looking means waiting for them), while `torch.compile` or `torch.export` traces (there are no
+    numbers yet), inside `torch.func` transforms (a number is a whole batch of them), and for subclasses of Tensor.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    for x in tensors:
+        plain = type(x) in (Tensor, nn.Parameter) and not is_functorch_wrapped_tensor(x)
+        if not plain or x.device.type != "cpu":
+            return False
+    return True
+
+
+def check_size(name: str, value: Any, least: int = 1) -> None:
+    """A size or a position: an int (not a bool) of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_dropout(name: str, p: Any) -> None:
+    """The probability that a value is dropped: a number in [0, 1)."""
+    if not isinstance(p, int | float) or isinstance(p, bool):
+        raise TypeError(f"{name} must be a number, got {p!r}")
+    if not 0 <= p < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {p}")
+
+
+def check_features(name: str, x: Any, axes: str, width: int | None = None) -> None:
+    """Floating-point features with these axes, the last one `width` long if that is fixed; "..." means any axes."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    named = axes.removeprefix("...").split()
+    fits = x.dim() >= len(named) if axes.startswith("...") else x.dim() == len(named)
+    if not fits or (width is not None and x.shape[-1] != width):
+        allowed = f"[{', '.join(axes.split())}]" + (f" with {named[-1]}={width}" if width else "")
+        raise ValueError(f"{name} must be {allowed}, got shape {list(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be floating-point, got {x.dtype}")
+
+
+def check_dtype(name: str, x: Tensor, like: Tensor) -> None:
+    """The same number format as `like`; under autocast, PyTorch converts between them."""
+    if x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(f"{name} must be {like.dtype} like what it meets, got {x.dtype}")
+
+
+def check_broadcast(name: str, shape: tuple[int, ...], to: tuple[int, ...]) -> None:
+    """A shape that broadcasts to `to` without making it larger: axes are equal, 1, or missing in front."""
+    fits = len(shape) <= len(to)
+    if not fits or any(mine not in (1, theirs) for mine, theirs in zip(reversed(shape), reversed(to), strict=False)):
+        raise ValueError(f"{name} must broadcast to {list(to)}, got shape {list(shape)}")
