@@ -98,9 +98,9 @@ class GPT(nn.Module):
 
     def _hidden(self, tokens: Tensor, cache: list[KVCache] | None, sparse: bool = False) -> Tensor:
         """`hidden`; `sparse` is for `Embedding`, which says what it promises."""
-        check_ids("tokens", tokens, self.config.vocab_size)
-        if tokens.dim() != 2 or not tokens.numel():
+        if isinstance(tokens, Tensor) and (tokens.dim() != 2 or not tokens.numel()):
             raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
+        check_ids("tokens", tokens, self.config.vocab_size)
         pasts = self._pasts(cache)
         start = pasts[0].length if pasts[0] else 0
         length, limit = start + tokens.shape[1], self.config.context_size
