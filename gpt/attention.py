@@ -79,11 +79,17 @@ def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     queries, keys = query.shape[-2], key.shape[-2]
     if not keys or value.shape[-2] != keys:
         raise ValueError(f"value must have a row for each key, at least one, got {value.shape[-2]} for {keys} keys")
+    leading = [query.shape[:-2], key.shape[:-2], value.shape[:-2]]
+    try:
+        batch = torch.broadcast_shapes(*leading)
+    except RuntimeError:
+        sizes = "query {}, key {}, value {}".format(*map(list, leading))
+        raise ValueError(f"batch axes of query, key and value must broadcast to each other, got {sizes}") from None
     if mask is None:
         return
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True = may look), got {mask.dtype}; a 0/1 mask becomes one by .bool()")
-    check_broadcast("mask", mask.shape, (*torch.broadcast_shapes(query.shape[:-2], key.shape[:-2]), queries, keys))
+    check_broadcast("mask", mask.shape, (*batch, queries, keys))
     if eager_on_cpu(mask) and not mask.any(dim=-1).all():
         raise ValueError("mask must leave every query at least one key, but a row of it is all False")
 
@@ -107,6 +113,7 @@ class SelfAttention(nn.Module):
         self, x: Float[Tensor, "*batch T d_in"], return_weights: bool = False
     ) -> Float[Tensor, "*batch T d_out"] | tuple[Float[Tensor, "*batch T d_out"], Float[Tensor, "*batch T T"]]:
         check_features("x", x, "... T d_in", self.d_in)
+        check_dtype("x", x, self.query.weight)
         output, weights = _attention(self.query(x), self.key(x), self.value(x), self.mask(x))
         return (output, weights) if return_weights else output
 
@@ -165,6 +172,7 @@ class MultiHeadAttention(nn.Module):
     ) -> Float[Tensor, "batch T d_model"] | tuple[Float[Tensor, "batch T d_model"], Float[Tensor, "batch head T S"]]:
         for name, x in (("query", query), ("key", key), ("value", value)):
             check_features(name, x, "batch token d_model", self.d_model)
+            check_dtype(name, x, self.projection.weight)
         q, k, v = self._split(self.query(query)), self._split(self.key(key)), self._split(self.value(value))
         heads, weights = scaled_dot_product_attention(q, k, v, mask)
         output = self.projection(rearrange(heads, "batch head token d_head -> batch token (head d_head)"))

@@ -32,6 +32,8 @@ def check_ids(name: str, ids: Int[Tensor, "..."], vocab_size: int, ignored: int 
     Ids are looked at where that is free: in eager mode on the CPU. So whoever takes ids in checks them there, before
     they move to an accelerator; a forward pass has no questions to them.
     """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"{name} must be a tensor of token ids, got {type(ids).__name__}")
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must be integer token ids, int64 or int32, got {ids.dtype}")
     if not eager_on_cpu(ids):
@@ -81,9 +83,9 @@ class GPT(nn.Module):
         """
         if targets is None:
             return self.head(self.hidden(tokens, cache)), None
+        check_ids("targets", targets, self.config.vocab_size, IGNORED)
         if targets.shape != tokens.shape:
             raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
-        check_ids("targets", targets, self.config.vocab_size, IGNORED)
         # The loss reads the table in the head as well, whose gradient is dense: the promise that `sparse` asks for.
         logits = self.head(self._hidden(tokens, cache, sparse=True))
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
@@ -96,7 +98,7 @@ class GPT(nn.Module):
 
     def _hidden(self, tokens: Tensor, cache: list[KVCache] | None, sparse: bool = False) -> Tensor:
         """`hidden`; `sparse` is for `Embedding`, which says what it promises."""
-        if tokens.dim() != 2 or not tokens.numel():
+        if isinstance(tokens, Tensor) and (tokens.dim() != 2 or not tokens.numel()):
             raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
         check_ids("tokens", tokens, self.config.vocab_size)
         pasts = self._pasts(cache)
