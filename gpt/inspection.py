@@ -119,15 +119,15 @@ def logit_lens(model: GPT, trace: Trace) -> Float[Tensor, "residuals batch T V"]
     return model.head(model.final_norm(trace.residual))
 
 
-def attention_entropy(attention: Float[Tensor, "*batch query key"]) -> Float[Tensor, "*batch query"]:
-    """How widely a query looks, in nats: -sum_key w ln w, with 0 ln 0 = 0. [..., query, key] -> [..., query].
+def attention_entropy(attention: Float[Tensor, "*queries key"]) -> Float[Tensor, "*queries"]:
+    """How widely a query looks, in nats: -sum_key w ln w, with 0 ln 0 = 0. [..., key] -> [...].
 
     0 means one key has all the weight. With causal attention query i sees i + 1 keys, so at most ln(i + 1):
     see `entropy_bound`, without which late queries look more curious than early ones. Raises ValueError for
-    attention that is not floating-point weights with a query and a key axis, or that holds a negative number.
+    attention that is not floating-point weights with a key axis, or that holds a negative number.
     """
-    if attention.dim() < 2 or not attention.is_floating_point():
-        raise ValueError(f"attention must be floating-point weights [..., query, key], got {_described(attention)}")
+    if attention.dim() < 1 or not attention.is_floating_point():
+        raise ValueError(f"attention must be floating-point weights [..., key], got {_described(attention)}")
     if (attention < 0).any():
         raise ValueError(f"attention must be weights of at least 0, got {attention.min():.3g}")
     return torch.special.entr(attention).sum(dim=-1)
