@@ -102,7 +102,7 @@ class GPT(nn.Module):
             raise ValueError(f"tokens must be [batch, T] with at least one token, got shape {list(tokens.shape)}")
         check_ids("tokens", tokens, self.config.vocab_size)
         pasts = self._pasts(cache)
-        start = pasts[0].length if pasts[0] else 0
+        start = cache[0].length if cache else 0
         length, limit = start + tokens.shape[1], self.config.context_size
         if length > limit:
             raise ValueError(f"tokens must be at most context_size={limit} long, got {length}")

@@ -137,7 +137,7 @@ BUGS = {
     ),
     "a cache with positions that start again": (
         "model.GPT._hidden",
-        {"start = pasts[0].length if pasts[0] else 0": "start = 0"},
+        {"start = cache[0].length if cache else 0": "start = 0"},
         test_model.test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks,
     ),
     "weight decay on biases and gains": (
