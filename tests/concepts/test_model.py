@@ -128,6 +128,13 @@ def test_the_model_is_its_parts_in_order(gpt):
     close(logits, hidden @ model.token_embedding.weight.T, 1e-12)
 
 
+def test_a_model_whose_blocks_were_taken_away_is_its_embedding_and_head(gpt):
+    model, tokens = small_gpt(gpt), some_tokens()
+    model.blocks = model.blocks[:0]
+    x = model.token_embedding.weight[tokens] + model.position_embedding.weight[: tokens.shape[1]]
+    close(model(tokens)[0], model.head(model.final_norm(x)), 1e-12)
+
+
 def test_ids_of_32_bits_are_ids_too(gpt):
     model, tokens = small_gpt(gpt), some_tokens()
     close(model(tokens.int(), tokens.int())[1], model(tokens, tokens)[1])
