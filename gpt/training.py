@@ -26,7 +26,7 @@ from tqdm import tqdm
 from gpt.model import GPT, IGNORED, check_ids
 from gpt.storage.checkpoint import load_checkpoint, save_checkpoint, saved_parts
 from gpt.storage.pretrained import save_pretrained
-from gpt.support.machine import PRECISIONS, ctrl_c_finishes_the_step, hide_progress_bar, pick_device
+from gpt.support.machine import PRECISIONS, a_signal_finishes_the_step, hide_progress_bar, pick_device
 from gpt.support.modules import evaluation_mode
 from gpt.tokens import Tokenizer
 
@@ -378,8 +378,8 @@ def train(
 
     log_interval         every so many updates the mean training loss goes to the history and to report(line)
     validation           ids of the held-out split; its whole loss is taken every eval_interval updates and at the end
-    checkpoint_interval  every so many updates, at the end, and on Ctrl-C, which ends training after the update in
-                         progress, a checkpoint goes to the folder, if there is one
+    checkpoint_interval  every so many updates, at the end, and on Ctrl-C, SIGTERM or SIGHUP, which end training after
+                         the update in progress, a checkpoint goes to the folder, if there is one
     resume               continue from the newest checkpoint in the folder, if there is one; on the CPU bit for bit as
                          if the run had never stopped
     history              the `History` to fill; one that has been filled is continued, and n_steps counts its steps too
@@ -402,7 +402,7 @@ def train(
     run.start(resume)
     log, say, seconds, read = run.history, report or (lambda line: None), 0.0, 0
     bar = tqdm(total=n_steps, initial=log.step, unit="step", disable=hide_progress_bar(), leave=False)
-    with bar, ctrl_c_finishes_the_step() as stop_asked:
+    with bar, a_signal_finishes_the_step() as stop_asked:
         while log.step < n_steps and not stop_asked():
             started = time.perf_counter()
             run.step()

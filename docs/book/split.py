@@ -111,7 +111,7 @@ class Links:
         return f"/{PLACES.get(name, name)}" + (f"#{fragment}" if fragment else "")
 
     def rewrite(self, text: str, page: str) -> str:
-        """`text`, which stands in the file `page`, with links that arrive. Claims and parts become links, too."""
+        """`text`, which is in the file `page`, with links that arrive. Claims and parts become links, too."""
 
         def replace(match: re.Match) -> str:
             label, target = match["label"], match["target"]
@@ -142,7 +142,7 @@ class Links:
 
 
 def rooms(name: str, here: str, links: Links) -> str:
-    """One line of links between the places where a concept stands; `here` is the one that needs no link."""
+    """One line of links between the places where a concept is found; `here` is the one that needs no link."""
     if name not in CONCEPTS:
         return ""
     concept = CONCEPTS[name]
@@ -180,6 +180,7 @@ def chapters(links: Links) -> dict[str, str]:
 def api(links: Links) -> dict[str, str]:
     """A page for the docstrings of each module, the concepts first."""
     files = [file.relative_to(links.root).as_posix() for file in sorted((links.root / "gpt").rglob("[!_]*.py"))]
+    files = [file for file in files if file != "gpt/public.py"]  # which has no names of its own
     first = [f"gpt/{name}.py" for name in ["config", *CONCEPTS]]
     pages = {}
     for file in sorted(files, key=lambda file: first.index(file) if file in first else len(first)):

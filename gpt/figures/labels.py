@@ -28,7 +28,7 @@ def _label(token: str | bytes) -> str:
     if not isinstance(token, str | bytes):
         raise TypeError(f"tokens must be strings or bytes, got {token!r}")
     text = token.decode("utf-8", "surrogateescape") if isinstance(token, bytes) else token
-    parts = [_visible(character) for character in text]
+    parts = [_visible(character) for character in text[: _LONGEST + 1]]  # no label shows more
     if sum(map(len, parts)) > _LONGEST:
         while sum(map(len, parts)) >= _LONGEST:
             parts.pop()

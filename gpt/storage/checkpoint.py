@@ -95,9 +95,15 @@ def latest_checkpoint(folder: str | Path) -> Path | None:
 
 
 def saved_parts(folder: str | Path) -> set[str] | None:
-    """The names in the `state` of the newest checkpoint in `folder`, or None. Nothing is restored."""
+    """The names in the `state` of the newest checkpoint in `folder`, or None. Nothing is restored.
+
+    Raises ValueError for a damaged one, FileNotFoundError for an incomplete one, before anything in it is read.
+    """
     newest = latest_checkpoint(folder)
-    return None if newest is None else set(_read_state(newest / STATE, mmap=True)["state"])
+    if newest is None:
+        return None
+    _verify_checksums(newest)
+    return set(_read_state(newest / STATE, mmap=True)["state"])
 
 
 def rng_state() -> dict[str, Any]:
@@ -161,7 +167,8 @@ def _settle(replaced: Path) -> None:
 def _tidy(folder: Path) -> None:
     """Clear away what a killed save left behind."""
     for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
     for path in folder.glob("step-*.replaced"):
         _settle(path)
 
@@ -175,16 +182,28 @@ def _discard(path: Path) -> None:
 
 def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:
     """The checkpoints in `folder`, oldest first, each as (step, whether it is the step's first choice, path)."""
-    paths = folder.iterdir() if folder.is_dir() else ()
+    paths = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else ()
     matches = [(STEP_NAME.fullmatch(path.name), path) for path in paths]
     return sorted((int(match[1]), match[2] is None, path) for match, path in matches if match)
 
 
 def _verify_checksums(folder: Path) -> None:
+    """Raise ValueError for a damaged file, FileNotFoundError for a missing one; name the checkpoint before it."""
+    for name in (CHECKSUMS, WEIGHTS, STATE):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is incomplete: it has no {name}{_way_out(folder)}")
     expected = (folder / CHECKSUMS).read_text(encoding="ascii", errors="replace").splitlines()
     for name in (WEIGHTS, STATE):
         if f"{sha256(folder / name)}  {name}" not in expected:
-            raise ValueError(f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}")
+            raise ValueError(
+                f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}{_way_out(folder)}"
+            )
+
+
+def _way_out(folder: Path) -> str:
+    """What to do about a checkpoint that does not load, if an older one is there."""
+    older = [path for _, _, path in _complete_steps(folder.parent) if path.name < folder.name]
+    return f"; delete this folder to resume from {older[-1].name}" if older else ""
 
 
 def _check_same_config(saved: dict[str, Any], own: dict[str, Any], folder: Path) -> None:

@@ -268,6 +268,8 @@ def _from_released(files: list[Path], config: GPTConfig) -> dict[str, Tensor]:
         stored = missing.pop(name)
         if list(tensor.shape) != stored.shape:
             raise ValueError(f"{file}: {name} must have the shape {stored.shape}, got {list(tensor.shape)}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{file}: {name} must be finite, but it holds a nan or an infinity")
         if config.bias or not name.endswith(".bias"):
             tensor = tensor.t() if stored.transposed else tensor
             # A copy: the tensors of safetensors are views of the file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -29,9 +30,17 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     return picked
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Ctrl-C; what schedulers, containers and `kill` send; and, where it is not ignored (nohup), a closed terminal."""
+    hang_up = getattr(signal, "SIGHUP", None)  # Windows has none
+    if hang_up is None or signal.getsignal(hang_up) is signal.SIG_IGN:
+        return [signal.SIGINT, signal.SIGTERM]
+    return [signal.SIGINT, signal.SIGTERM, hang_up]
+
+
 @contextmanager
-def ctrl_c_finishes_the_step() -> Iterator[Callable[[], bool]]:
-    """Within, the first Ctrl-C only raises a flag, so that no update is left half done; the second one interrupts.
+def a_signal_finishes_the_step() -> Iterator[Callable[[], bool]]:
+    """Within, the first of `stop_signals` only raises a flag, so that no update is left half done; a second interrupts.
 
     Yields a function that says whether the flag is up. Outside the main thread it never is: signals do not reach it.
     """
@@ -42,15 +51,15 @@ def ctrl_c_finishes_the_step() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed.append(number)
 
-    try:
-        previous = signal.signal(signal.SIGINT, on_signal)
-    except ValueError:  # not in the main thread
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
+    previous = {number: signal.signal(number, on_signal) for number in stop_signals()}
     try:
         yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def hide_progress_bar() -> bool | None:

@@ -371,7 +371,8 @@ def test_the_best_model_is_kept_when_later_ones_are_worse(gpt, tmp_path):
     close(gpt.evaluate(kept, ids).loss, history.best, 1e-6)
 
 
-def test_ctrl_c_finishes_the_step_and_saves(gpt, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves(gpt, tmp_path, number):
     model, history, calls = small_model(gpt, seed=1), gpt.History(), []
 
     class Interrupting:
@@ -381,12 +382,12 @@ def test_ctrl_c_finishes_the_step_and_saves(gpt, tmp_path):
         def next_batch(self):
             calls.append(None)
             if len(calls) == 3:
-                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), number)
             return self.inner.next_batch()
 
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     gpt.train(model, Interrupting(), 50, gpt.adamw(model), "cpu", folder=tmp_path, history=history)
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert history.stopped_early
     assert len(calls) == 3
     saved = small_model(gpt, seed=2)

@@ -8,6 +8,7 @@ import itertools
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,29 @@ def test_a_missing_file_is_named(gpt, tmp_path, name):
     (path / name).unlink()
     with pytest.raises(FileNotFoundError, match=name):
         gpt.checkpoint.load_checkpoint(path, make_model(gpt))
+
+
+@pytest.mark.parametrize("name", ["state.pt", "SHA256SUMS"])
+def test_a_damaged_newest_checkpoint_is_named_before_it_is_read_and_so_is_the_one_before(gpt, tmp_path, name):
+    model = make_model(gpt)
+    for step in (1, 2):
+        newest = gpt.checkpoint.save_checkpoint(tmp_path, model, {"a": 1}, step)
+    (newest / name).write_bytes(b"") if name == "state.pt" else (newest / name).unlink()
+    message = rf"step-00000002.*{name}.*delete this folder to resume from step-00000001"
+    for read in (gpt.checkpoint.saved_parts, lambda folder: gpt.checkpoint.load_checkpoint(folder, model)):
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read(tmp_path)
+    shutil.rmtree(newest)
+    assert gpt.checkpoint.saved_parts(tmp_path) == {"a"}
+
+
+def test_a_file_with_the_name_of_a_checkpoint_is_in_nobodys_way(gpt, tmp_path):
+    for name in ("step-00000055", ".step-00000009.aaaa.tmp"):
+        (tmp_path / name).write_text("a file")
+    model = make_model(gpt)
+    for step in (1, 2, 3):
+        gpt.checkpoint.save_checkpoint(tmp_path, model, {}, step)
+    assert gpt.checkpoint.latest_checkpoint(tmp_path).name == "step-00000003"
 
 
 def rewrite_checksums(path):

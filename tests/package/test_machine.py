@@ -40,7 +40,7 @@ def test_the_first_ctrl_c_raises_a_flag_and_the_second_interrupts(gpt):
     flags = []
 
     def press_twice():
-        with gpt.machine.ctrl_c_finishes_the_step() as stop_asked:
+        with gpt.machine.a_signal_finishes_the_step() as stop_asked:
             for _ in range(2):
                 flags.append(stop_asked())
                 os.kill(os.getpid(), signal.SIGINT)
@@ -55,7 +55,7 @@ def test_outside_the_main_thread_no_flag_is_ever_up(gpt):
     seen = []
 
     def work():
-        with gpt.machine.ctrl_c_finishes_the_step() as stop_asked:
+        with gpt.machine.a_signal_finishes_the_step() as stop_asked:
             seen.append(stop_asked())
 
     thread = threading.Thread(target=work)
@@ -73,3 +73,28 @@ def test_a_bar_is_shown_in_a_terminal_and_to_the_reader_of_a_notebook(gpt, monke
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
     assert gpt.machine.hide_progress_bar() is hidden
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_each_signal_that_asks_for_an_end_raises_the_flag(gpt, name):
+    number = getattr(signal, name)
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with gpt.machine.a_signal_finishes_the_step() as stop_asked:
+            assert not stop_asked()
+            os.kill(os.getpid(), number)
+            assert stop_asked()
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored(gpt):
+    """`nohup` starts a program like this: closing the terminal must not end it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with gpt.machine.a_signal_finishes_the_step() as stop_asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop_asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -589,3 +589,13 @@ def test_the_bundled_name_leads_to_the_bundled_folder(gpt, saved, monkeypatch, t
     copy = shutil.copytree(saved[1], tmp_path / "bundled")
     monkeypatch.setitem(gpt.pretrained.BUNDLED, "tinyshakespeare", copy)
     assert same(gpt.GPT.from_pretrained("tinyshakespeare"), saved[0])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(gpt, tmp_path, value):
+    model = gpt.GPT(gpt.GPTConfig(context_size=4, vocab_size=5, n_layer=1, n_head=1, n_embd=4))
+    with torch.no_grad():
+        model.blocks[0].attention.qkv.weight[2, 3] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"h\.0\.attn\.c_attn\.weight must be finite"):
+        gpt.GPT.from_pretrained(tmp_path)
