@@ -88,24 +88,29 @@ class Sampling:
 
         A generator on the CPU (without one: PyTorch's own) draws the same tokens on every device. Errors as above.
         """
-        probabilities = self._distribution(logits, seen)
         if self.temperature == 0:
-            return probabilities.argmax(dim=-1).to(logits.device)
+            return self._checked(logits, seen).argmax(dim=-1)
+        probabilities = self._distribution(logits, seen)
         device = torch.device("cpu") if generator is None else generator.device
         dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
         uniform = torch.rand(logits.shape[:-1], generator=generator, device=device, dtype=dtype)
         return inverse_distribution(probabilities, uniform).to(logits.device)
 
-    def _distribution(self, logits: Tensor, seen: Tensor | None) -> Tensor:
-        """`probabilities` in float64."""
+    def _checked(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """The logits after the repetition penalty, if they are numbers that a distribution can be made of."""
         if not logits.is_floating_point():
             raise TypeError(f"logits must be floating-point, got {logits.dtype}")
-        logits = (logits.cpu() if logits.device.type == "mps" else logits).double()
         if self.repetition_penalty not in (None, 1):
             logits = _penalised(logits, seen, self.repetition_penalty)
-        largest = logits.amax(dim=-1, keepdim=True)
-        if not largest.isfinite().all():
+        if not logits.amax(dim=-1).isfinite().all():
             raise ValueError("logits must have a finite largest value in each row, got nan, inf or only -inf")
+        return logits
+
+    def _distribution(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        """`probabilities` in float64."""
+        logits = self._checked(logits, seen)
+        logits = (logits.cpu() if logits.device.type == "mps" else logits).double()
+        largest = logits.amax(dim=-1, keepdim=True)
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
         # The largest logit becomes 0 before the division, so that no temperature, however small, overflows.

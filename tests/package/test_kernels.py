@@ -16,7 +16,8 @@ F64 = torch.float64
 
 @pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 1, 6), (2, 1, 6), (3, 6)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
-def test_one_vector_goes_through_a_linear_layer_as_many_do(gpt, shape, bias):
+def test_one_vector_goes_through_a_linear_layer_as_many_do(gpt, monkeypatch, shape, bias):
+    monkeypatch.setattr(gpt.kernels, "TWICE_FROM", 1)
     torch.manual_seed(19)
     layer, x = gpt.kernels.Linear(6, 4, bias, dtype=F64), torch.randn(shape, dtype=F64)
     expected = F.linear(x, layer.weight, layer.bias)
@@ -26,7 +27,8 @@ def test_one_vector_goes_through_a_linear_layer_as_many_do(gpt, shape, bias):
     close(layer.weight.grad, x.reshape(-1, 6).sum(0).expand(4, 6), 1e-14)
 
 
-def test_under_autocast_one_vector_gets_the_narrow_type_and_its_bias(gpt):
+def test_under_autocast_one_vector_gets_the_narrow_type_and_its_bias(gpt, monkeypatch):
+    monkeypatch.setattr(gpt.kernels, "TWICE_FROM", 1)
     torch.manual_seed(20)
     layer, x = gpt.kernels.Linear(6, 4), torch.randn(1, 6)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
@@ -36,6 +38,18 @@ def test_under_autocast_one_vector_gets_the_narrow_type_and_its_bias(gpt):
 def test_another_type_than_the_weights_is_an_error(gpt):
     with pytest.raises(TypeError, match=r"x.*float32.*float64"):
         gpt.kernels.linear(torch.zeros(2, 6, dtype=F64), torch.zeros(4, 6))
+
+
+def test_only_a_lone_vector_and_a_large_matrix_take_the_fast_way(gpt, monkeypatch):
+    torch.manual_seed(21)
+    large, small = gpt.kernels.Linear(512, 512), gpt.kernels.Linear(8, 8)
+    plain = []
+    monkeypatch.setattr(gpt.kernels.F, "linear", lambda x, *rest: plain.append(tuple(x.shape)) or x)
+    with torch.no_grad():
+        for layer, x in ((large, torch.zeros(1, 512)), (large, torch.zeros(2, 512)), (small, torch.zeros(1, 8))):
+            layer(x)
+    large(torch.zeros(1, 512))
+    assert plain == [(2, 512), (1, 8), (1, 512)]
 
 
 # Embedding: its gradient is sparse only where that was promised.
