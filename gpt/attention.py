@@ -20,14 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from gpt.support import kernels
-from gpt.support.checks import (
-    check_broadcast,
-    check_dropout,
-    check_dtype,
-    check_features,
-    check_size,
-    eager_on_cpu,
-)
+from gpt.support.checks import check_attention, check_dropout, check_dtype, check_features, check_size
 
 
 def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> Bool[Tensor, "queries keys"]:
@@ -51,7 +44,7 @@ def scaled_dot_product_attention(
     are those before it. Raises TypeError for a mask that is not boolean, ValueError for shapes that do not fit each
     other and where a mask leaves a query nothing to look at.
     """
-    _check_attention(query, key, value, mask)
+    check_attention(query, key, value, mask)
     check_dropout("dropout", dropout)
     return _attention(query, key, value, mask, dropout)
 
@@ -68,30 +61,6 @@ def _attention(
     weights = scores.softmax(dim=-1)
     output = einsum(kernels.drop(weights, dropout), value, "... query key, ... key d_v -> ... query d_v")
     return output, weights
-
-
-def _check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
-    check_features("query", query, "... query d_k")
-    check_features("key", key, "... key d_k", query.shape[-1])
-    check_features("value", value, "... key d_v")
-    check_dtype("key", key, query)
-    check_dtype("value", value, query)
-    queries, keys = query.shape[-2], key.shape[-2]
-    if not keys or value.shape[-2] != keys:
-        raise ValueError(f"value must have a row for each key, at least one, got {value.shape[-2]} for {keys} keys")
-    leading = [query.shape[:-2], key.shape[:-2], value.shape[:-2]]
-    try:
-        batch = torch.broadcast_shapes(*leading)
-    except RuntimeError:
-        sizes = "query {}, key {}, value {}".format(*map(list, leading))
-        raise ValueError(f"batch axes of query, key and value must broadcast to each other, got {sizes}") from None
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be boolean (True = may look), got {mask.dtype}; a 0/1 mask becomes one by .bool()")
-    check_broadcast("mask", mask.shape, (*batch, queries, keys))
-    if eager_on_cpu(mask) and not mask.any(dim=-1).all():
-        raise ValueError("mask must leave every query at least one key, but a row of it is all False")
 
 
 class SelfAttention(nn.Module):

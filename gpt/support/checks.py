@@ -69,3 +69,28 @@ def check_broadcast(name: str, shape: tuple[int, ...], to: tuple[int, ...]) -> N
     fits = len(shape) <= len(to)
     if not fits or any(mine not in (1, theirs) for mine, theirs in zip(reversed(shape), reversed(to), strict=False)):
         raise ValueError(f"{name} must broadcast to {list(to)}, got shape {list(shape)}")
+
+
+def check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
+    """Queries, keys and values that fit each other, and a boolean mask that leaves every query something to look at."""
+    check_features("query", query, "... query d_k")
+    check_features("key", key, "... key d_k", query.shape[-1])
+    check_features("value", value, "... key d_v")
+    check_dtype("key", key, query)
+    check_dtype("value", value, query)
+    queries, keys = query.shape[-2], key.shape[-2]
+    if not keys or value.shape[-2] != keys:
+        raise ValueError(f"value must have a row for each key, at least one, got {value.shape[-2]} for {keys} keys")
+    leading = [query.shape[:-2], key.shape[:-2], value.shape[:-2]]
+    try:
+        batch = torch.broadcast_shapes(*leading)
+    except RuntimeError:
+        sizes = "query {}, key {}, value {}".format(*map(list, leading))
+        raise ValueError(f"batch axes of query, key and value must broadcast to each other, got {sizes}") from None
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be boolean (True = may look), got {mask.dtype}; a 0/1 mask becomes one by .bool()")
+    check_broadcast("mask", mask.shape, (*batch, queries, keys))
+    if eager_on_cpu(mask) and not mask.any(dim=-1).all():
+        raise ValueError("mask must leave every query at least one key, but a row of it is all False")
