@@ -18,6 +18,8 @@ from tests import models
 from tests.comparing import close
 
 F64 = torch.float64
+# What PyTorch says of its own speed, on the one Python 3.13.0.
+pytestmark = pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 V, T_MAX = 19, 80
 
 
