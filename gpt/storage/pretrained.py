@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +64,7 @@ ALLOWED: dict[str, tuple] = {
 SIZES = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 END_OF_TEXT_ID = 50256
+LARGEST = 2**28  # of any size: far beyond every GPT-2, and small enough that no product overflows
 
 
 class Stored(NamedTuple):
@@ -196,6 +197,9 @@ def _read_config(path: Path) -> GPTConfig:
         if len(set(dropouts.values())) > 1:
             raise ValueError(f"our model has one dropout, so {_listed(DROPOUTS)} must be equal, got {dropouts}")
         sizes = [fields[name] for name in SIZES]
+        for name, size in zip(SIZES, sizes, strict=True):
+            if isinstance(size, int) and size > LARGEST:
+                raise ValueError(f"{name} must be at most {LARGEST:,}, got {size:,}")
         config = GPTConfig(*sizes, dropout=dropouts["attn_pdrop"], bias=fields.get("bias", True))
         for name, allowed in (ALLOWED | {"n_inner": (None, config.d_ff)}).items():
             if fields.get(name, allowed[0]) not in allowed:
@@ -248,6 +252,9 @@ def _to_released(model: GPT) -> dict[str, Tensor]:
 
 def _load(config_file: Path, files: list[Path]) -> GPT:
     config = _read_config(config_file)
+    stored = sum(map(_number_of_tensors, files))
+    if config.n_layer > stored:  # found out now: to lay out a million layers takes minutes
+        raise ValueError(f"{config_file} says n_layer = {config.n_layer:,}, but {_listed(files)} hold {stored} tensors")
     with torch.device("meta"):  # No memory and no random numbers for weights that are replaced at once.
         model = GPT(config)
     model.load_state_dict(_from_released(files, config), assign=True)
@@ -288,14 +295,26 @@ def _from_released(files: list[Path], config: GPTConfig) -> dict[str, Tensor]:
 def _tensors(files: list[Path]) -> Iterator[tuple[Path, str, Tensor]]:
     """(file, released name without prefix, tensor), the masks left out."""
     for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                for full_name in opened.keys():  # noqa: SIM118 (not a dict)
-                    name = full_name.removeprefix(PREFIX)
-                    if not MASK.fullmatch(name):
-                        yield file, name, opened.get_tensor(full_name)
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{file} is missing, damaged or truncated: {error}") from error
+        with _opened(file) as opened:
+            for full_name in opened.keys():  # noqa: SIM118 (not a dict)
+                name = full_name.removeprefix(PREFIX)
+                if not MASK.fullmatch(name):
+                    yield file, name, opened.get_tensor(full_name)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """A weights file, open. Raises ValueError, naming it, if it is missing or damaged."""
+    try:
+        with safe_open(file, "pt") as opened:
+            yield opened
+    except (SafetensorError, FileNotFoundError) as error:
+        raise ValueError(f"{file} is missing, damaged or truncated: {error}") from error
+
+
+def _number_of_tensors(file: Path) -> int:
+    with _opened(file) as opened:
+        return len(opened.keys())
 
 
 def _listed(items: Iterable) -> str:

@@ -70,7 +70,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """The object that a JSON file holds. Raises ValueError, naming the file, if it is not JSON or not an object."""
     try:
         data = json.loads(Path(path).read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets in brackets, thousands deep
         raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it holds a JSON {type(data).__name__}, not an object")

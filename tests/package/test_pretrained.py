@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 import shutil
+import time
 from pathlib import Path
 
 import huggingface_hub
@@ -599,3 +600,32 @@ def test_weights_that_are_no_numbers_are_refused_by_name(gpt, tmp_path, value):
     model.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"h\.0\.attn\.c_attn\.weight must be finite"):
         gpt.GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("n_layer", 10**9, r"n_layer must be at most 268,435,456, got 1,000,000,000"),
+        ("n_layer", 10**8, r"n_layer = 100,000,000, but .*model\.safetensors hold \d+ tensors"),
+        ("n_embd", 2**40, "n_embd must be at most"),
+        ("vocab_size", 2**70, "vocab_size must be at most"),
+        ("n_positions", 10**30, "n_positions must be at most"),
+        ("vocab_size", 2**28, "wte.weight must have the shape"),
+        ("n_embd", 12 * 2**24, "must have the shape"),
+    ],
+)
+def test_a_size_that_no_file_can_hold_is_refused_at_once(gpt, saved, field, value, said):
+    _, folder = saved
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {field: value}))
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=said):
+        gpt.GPT.from_pretrained(folder)
+    assert time.perf_counter() - started < 2
+
+
+def test_brackets_without_end_are_a_damaged_file(gpt, saved):
+    _, folder = saved
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"config\.json is damaged: it is not JSON"):
+        gpt.GPT.from_pretrained(folder)
