@@ -18,7 +18,7 @@ import os
 import re
 import secrets
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -55,7 +55,7 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     target = folder / f"step-{step:08d}"
     content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": state}
     with temporary_beside(target) as temporary:
-        _tidy(folder)
+        tidy(folder)
         temporary.mkdir()
         _write_files(temporary, model.state_dict(), content, target)
         _move_into_place(temporary, target)
@@ -65,12 +65,32 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     return target
 
 
-def load_checkpoint(folder: str | Path, model: GPT) -> dict[str, Any]:
-    """Restore `model` in place and the random number generators; return the saved `state` with its "step".
+@dataclass(frozen=True)
+class Checkpoint:
+    """What one step's folder holds, read and checked, but not yet restored.
 
-    folder: the folder of a run, whose newest step is taken, or one step's folder. Tensors come back on the CPU.
-    Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config (naming the
-    fields that differ) or a file in it is damaged. After an error, nothing has changed.
+    folder   the step's own
+    weights  under the model's names
+    state    what was given to `save_checkpoint`, and "step"
+    rng      the random number generators
+    """
+
+    folder: Path
+    weights: dict[str, Tensor]
+    state: dict[str, Any]
+    rng: dict[str, Any]
+
+    def restore(self, model: GPT) -> None:
+        """Give the model its weights and the random number generators their place."""
+        model.load_state_dict(self.weights)
+        set_rng_state(self.rng)
+
+
+def read_checkpoint(folder: str | Path, model: GPT) -> Checkpoint:
+    """Read a checkpoint of this model: of a run's folder the newest, or one step's folder. Tensors come on the CPU.
+
+    Nothing is changed. Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config
+    (naming the fields that differ), or a file in it is damaged or holds something else.
     """
     folder = Path(folder)
     if not (folder / CHECKSUMS).exists():
@@ -81,29 +101,28 @@ def load_checkpoint(folder: str | Path, model: GPT) -> dict[str, Any]:
     _verify_checksums(folder)
     content = _read_state(folder / STATE)
     _check_same_config(content["config"], asdict(model.config), folder)
-    weights = load_file(folder / WEIGHTS)
-    _check_same_shapes(weights, model.state_dict(), folder / WEIGHTS)
-    model.load_state_dict(weights)
-    set_rng_state(content["rng"])
-    return {**content["state"], "step": content["step"]}
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / WEIGHTS} is not a file of weights: {error}") from error
+    _check_same_tensors(weights, model.state_dict(), folder / WEIGHTS)
+    return Checkpoint(folder, weights, {**content["state"], "step": content["step"]}, content["rng"])
+
+
+def load_checkpoint(folder: str | Path, model: GPT) -> dict[str, Any]:
+    """Restore `model` in place and the random number generators; return the saved `state` with its "step".
+
+    Takes and raises what `read_checkpoint` does. After an error, nothing has changed.
+    """
+    checkpoint = read_checkpoint(folder, model)
+    checkpoint.restore(model)
+    return checkpoint.state
 
 
 def latest_checkpoint(folder: str | Path) -> Path | None:
     """The complete checkpoint with the highest step in `folder`, or None."""
     steps = _complete_steps(Path(folder))
     return steps[-1][2] if steps else None
-
-
-def saved_parts(folder: str | Path) -> set[str] | None:
-    """The names in the `state` of the newest checkpoint in `folder`, or None. Nothing is restored.
-
-    Raises ValueError for a damaged one, FileNotFoundError for an incomplete one, before anything in it is read.
-    """
-    newest = latest_checkpoint(folder)
-    if newest is None:
-        return None
-    _verify_checksums(newest)
-    return set(_read_state(newest / STATE, mmap=True)["state"])
 
 
 def rng_state() -> dict[str, Any]:
@@ -133,13 +152,33 @@ def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, An
 
 
 def _read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
-    """Read without running code that the file may hold. With mmap, the values of tensors stay on the disk."""
+    """Read without running code that the file may hold. With mmap, the values of tensors stay on the disk.
+
+    ValueError unless it holds what `save_checkpoint` writes: a checksum says that a file is whole, not that it is ours.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError as error:
         raise ValueError(
             f"state may hold only tensors, numbers, strings, and lists, tuples and dicts of these; {path} holds more"
         ) from error
+    except Exception as error:  # the reader stumbles in many ways: EOFError, IndexError, RuntimeError, ...
+        raise ValueError(f"{path} is not a state that save_checkpoint wrote: {error}") from error
+    for name, kind in {"config": dict, "step": int, "rng": dict, "state": dict}.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise ValueError(f"{path} is not a state that save_checkpoint wrote: it has no {name}")
+    _check_rng(content["rng"], path)
+    return content
+
+
+def _check_rng(state: dict[str, Any], path: Path) -> None:
+    """Try the state on a generator of its own: the one that all draw from must not be changed by half."""
+    try:
+        torch.Generator().set_state(state["cpu"])
+        if not all(isinstance(device, Tensor) for device in state["cuda"]):
+            raise TypeError("a state is no tensor")
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} holds no state of a random number generator: {error}") from error
 
 
 def _move_into_place(temporary: Path, target: Path) -> None:
@@ -164,7 +203,7 @@ def _settle(replaced: Path) -> None:
         os.rename(replaced, target)
 
 
-def _tidy(folder: Path) -> None:
+def tidy(folder: Path) -> None:
     """Clear away what a killed save left behind."""
     for path in folder.glob(".step-*.tmp"):
         if path.is_dir():
@@ -213,8 +252,12 @@ def _check_same_config(saved: dict[str, Any], own: dict[str, Any], folder: Path)
         raise ValueError(f"{folder} is a checkpoint of another config: {listed}")
 
 
-def _check_same_shapes(saved: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
+def _check_same_tensors(saved: dict[str, Tensor], own: dict[str, Tensor], path: Path) -> None:
     for name in {**saved, **own}:
-        there, here = (list(t[name].shape) if name in t else "missing" for t in (saved, own))
+        there, here = (_described(tensors.get(name)) for tensors in (saved, own))
         if there != here:
             raise ValueError(f"{path} does not fit the model: {name} is {there} there, {here} in the model")
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"

@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -237,11 +238,10 @@ def test_a_damaged_newest_checkpoint_is_named_before_it_is_read_and_so_is_the_on
         newest = gpt.checkpoint.save_checkpoint(tmp_path, model, {"a": 1}, step)
     (newest / name).write_bytes(b"") if name == "state.pt" else (newest / name).unlink()
     message = rf"step-00000002.*{name}.*delete this folder to resume from step-00000001"
-    for read in (gpt.checkpoint.saved_parts, lambda folder: gpt.checkpoint.load_checkpoint(folder, model)):
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            read(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        gpt.checkpoint.load_checkpoint(tmp_path, model)
     shutil.rmtree(newest)
-    assert gpt.checkpoint.saved_parts(tmp_path) == {"a"}
+    assert gpt.checkpoint.load_checkpoint(tmp_path, model)["a"] == 1
 
 
 def test_a_file_with_the_name_of_a_checkpoint_is_in_nobodys_way(gpt, tmp_path):
@@ -266,8 +266,8 @@ def test_weights_of_another_shape_or_name_are_named(gpt, tmp_path):
     renamed = {name.replace("final_norm.bias", "ln_f.bias"): tensor for name, tensor in good.items()}
     reshaped = {**good, "final_norm.weight": torch.zeros(9)}
     for weights, message in (
-        (reshaped, r"final_norm\.weight is \[9\] there, \[8\] in the model"),
-        (renamed, r"ln_f\.bias is \[8\] there, missing in the model|final_norm\.bias is missing there"),
+        (reshaped, r"final_norm\.weight is \[9\] of float32 there, \[8\] of float32 in the model"),
+        (renamed, r"ln_f\.bias is \[8\] of float32 there, missing in the model|final_norm\.bias is missing there"),
     ):
         save_file(weights, path / "model.safetensors")
         rewrite_checksums(path)
@@ -440,3 +440,45 @@ def test_a_process_killed_while_it_saves_leaves_a_complete_checkpoint(gpt, tmp_p
     )
     assert child.returncode == 0, child.stderr
     assert ".tmp" in child.stdout  # at least one kill hit a save in progress
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda content: [content], "it has no config"),
+        (lambda content: {**content, "state": None}, "it has no state"),
+        (lambda content: {**content, "step": "7"}, "it has no step"),
+        (lambda content: {**content, "rng": {}}, "no state of a random number generator"),
+        (lambda content: {**content, "rng": {"cpu": torch.zeros(3), "cuda": []}}, "no state of a random number"),
+        (lambda content: {**content, "rng": {**content["rng"], "cuda": [1]}}, "no state of a random number"),
+    ],
+)
+def test_a_whole_file_with_something_else_in_it_is_named_and_changes_nothing(gpt, tmp_path, spoil, message):
+    """Its checksum is right: it says that the file is as it was written, not what was written."""
+    path = gpt.checkpoint.save_checkpoint(tmp_path, make_model(gpt), {"value": 1.0}, step=1)
+    torch.save(spoil(torch.load(path / "state.pt")), path / "state.pt")
+    rewrite_checksums(path)
+    model, before = make_model(gpt, seed=5), torch.get_rng_state()
+    set_weights(model, 3.0)
+    with pytest.raises(ValueError, match=rf"state\.pt.*{message}"):
+        gpt.checkpoint.load_checkpoint(tmp_path, model)
+    assert all(torch.all(parameter == 3.0) for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_files_that_are_neither_weights_nor_a_state_are_named(gpt, tmp_path):
+    path = gpt.checkpoint.save_checkpoint(tmp_path, make_model(gpt), {}, step=1)
+    for name in ("model.safetensors", "state.pt"):
+        good = (path / name).read_bytes()
+        for content in (b"", b"a novel" * 100):
+            (path / name).write_bytes(content)
+            rewrite_checksums(path)
+            with pytest.raises(ValueError, match=re.escape(str(path / name))):
+                gpt.checkpoint.load_checkpoint(tmp_path, make_model(gpt))
+        (path / name).write_bytes(good)
+
+
+def test_weights_of_another_dtype_are_named(gpt, tmp_path):
+    path = gpt.checkpoint.save_checkpoint(tmp_path, make_model(gpt).bfloat16(), {}, step=1)
+    with pytest.raises(ValueError, match=rf"{path}.* of bfloat16 there, .* of float32 in the model"):
+        gpt.checkpoint.load_checkpoint(tmp_path, make_model(gpt))
