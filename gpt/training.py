@@ -10,25 +10,31 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import BaseFileLock
 from jaxtyping import Int, Integer
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from gpt.model import GPT, IGNORED, check_ids
-from gpt.storage.checkpoint import load_checkpoint, save_checkpoint, saved_parts
+from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, tidy
 from gpt.storage.pretrained import save_pretrained
+from gpt.support.files import lock, sha256
 from gpt.support.machine import PRECISIONS, a_signal_finishes_the_step, hide_progress_bar, pick_device
 from gpt.support.modules import evaluation_mode
 from gpt.tokens import Tokenizer
+
+Setting = str | float | bool | list | tuple | None  # what a checkpoint can hold and compare
 
 
 class Batches(Protocol):
@@ -154,7 +160,11 @@ class History:
     train: list[tuple[int, float]] = field(default_factory=list)
     validation: list[tuple[int, float]] = field(default_factory=list)
     best: float = math.inf
-    stopped_early: bool = False
+    stopped_by: int = 0  # the number of the signal that ended training before its last step
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.stopped_by != 0
 
 
 def batch_gradient(
@@ -185,6 +195,22 @@ def batch_gradient(
     return mean_loss
 
 
+def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, Setting]:
+    """Its kind, and the options of its groups: one value each, or a list if the groups differ."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    values = {name: [group[name] for group in groups] for name in groups[0]}
+    settings = {name: each[0] if all(one == each[0] for one in each) else each for name, each in values.items()}
+    return {"optimizer": type(optimizer).__name__, **settings}
+
+
+def _checksum(tokenizer: Tokenizer) -> str:
+    """Of what it saves: two with one checksum give the same ids."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.save(path)
+        return sha256(path)
+
+
 class Run:
     """One training run: what changes from update to update, and so all that a checkpoint must hold.
 
@@ -199,6 +225,8 @@ class Run:
     folder         keeps `checkpoints/` and `best/` (lowest loss in `evaluate`, for from_pretrained, with the tokenizer
                    if one is given)
     history        the `History` to fill; its `step` is the run's only count of finished updates
+    settings       what else makes this run what it is, by name: the checksum of its text, its seed, ... A checkpoint
+                   holds them, with the options above, so that a resume can tell whether it continues the same run
 
     Raises TypeError or ValueError, naming the argument, before anything is moved or changed.
     """
@@ -218,6 +246,7 @@ class Run:
         folder: str | Path | None = None,
         tokenizer: Tokenizer | None = None,
         history: History | None = None,
+        settings: Mapping[str, Setting] | None = None,
     ) -> None:
         self.device = pick_device(device)
         if not hasattr(batches, "next_batch"):
@@ -239,20 +268,36 @@ class Run:
         self.averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
         self.folder, self.tokenizer = None if folder is None else Path(folder), tokenizer
         self.history = History() if history is None else history
+        self.settings: dict[str, Setting] = {
+            **(settings or {}),
+            **_settings_of(optimizer),
+            "accumulation": accumulation,
+            "precision": precision,
+            "max_grad_norm": max_grad_norm,
+            "average": average,
+            "tokenizer": None if tokenizer is None else _checksum(tokenizer),
+        }
         self.pending: list[float] = []  # the losses since the last entry of history.train
         self.tokens_read = 0  # by this process
+        self.lock: BaseFileLock | None = None
 
     def step(self) -> float:
-        """One update: fetch its batches, take their joint gradient, clip it, move the weights. Returns the loss."""
+        """One update: fetch its batches, take their joint gradient, clip it, move the weights. Returns the loss.
+
+        Raises FloatingPointError, before the weights are moved, if the loss or the gradient is not finite.
+        """
         batches = [self.batches.next_batch() for _ in range(self.accumulation)]
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule(self.history.step)
         self.optimizer.zero_grad()
         loss = batch_gradient(self.model, batches, self.scaler, self.precision)
+        self._check_finite("loss", loss)
         self.scaler.unscale_(self.optimizer)  # before clipping: the bound is on the true gradient
         if self.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+            if not self.scaler.is_enabled():  # the scaler leaves out such a step, and scales less
+                self._check_finite("gradient's norm", norm.item())
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
@@ -287,10 +332,17 @@ class Run:
         return loss
 
     def finish(self) -> GPT:
-        """Give the model the averaged weights, if they are averaged, and return it."""
+        """Give the model the averaged weights, if they are averaged, and return it. Unlocks the folder."""
+        self.release()
         if self.averaged is not None:
             self.model.load_state_dict(self.result.state_dict())
         return self.model
+
+    def release(self) -> None:
+        """Let another process write to the folder."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     def _parts(self) -> dict[str, Stateful]:
         """Everything with a state of its own, besides the model and the random number generators."""
@@ -307,6 +359,7 @@ class Run:
         """All but the model's weights and the random number generators, which a checkpoint saves by itself."""
         state: dict[str, Any] = {name: part.state_dict() for name, part in self._parts().items()}
         state["history"] = {**asdict(self.history), "pending": list(self.pending)}
+        state["settings"] = self.settings
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -322,34 +375,80 @@ class Run:
         self.pending = past["pending"]
 
     def _check_parts(self, saved: set[str], whose: str) -> None:
-        own = {*self._parts(), "history"}
-        if saved != own:
+        own = {*self._parts(), "history", "settings"}
+        if saved | {"settings"} != own:  # a run of an earlier version has none
             raise ValueError(f"{whose} holds {sorted(saved)}, but this run has {sorted(own)}: give it the same options")
 
     def save(self) -> None:
-        """Write a checkpoint of this step into the folder. ValueError without one, OSError if it cannot be written."""
+        """Write a checkpoint of this step into the folder.
+
+        Raises ValueError without a folder, OSError if it cannot be written, FloatingPointError if a weight is not
+        finite: such a state must not push good checkpoints out.
+        """
         if self.folder is None:
             raise ValueError("save needs a folder, got folder=None")
+        for name, weight in self.model.named_parameters():
+            if not weight.isfinite().all():
+                self._check_finite(f"weight {name}", math.nan)
         save_checkpoint(self.folder / "checkpoints", self.model, self.state_dict(), self.history.step)
 
-    def start(self, resume: bool = False) -> None:
-        """Begin in an empty folder, or resume from its newest checkpoint, if it has one.
+    def _check_finite(self, what: str, value: float) -> None:
+        """Stop a run that has diverged, and say what is left of it."""
+        if math.isfinite(value):
+            return
+        kept = []
+        if self.folder is not None and (newest := latest_checkpoint(self.folder / "checkpoints")):
+            kept.append(f"the last good checkpoint is {newest}")
+        if self.folder is not None and self.history.validation and math.isfinite(self.history.best):
+            kept.append(f"the best model, of loss {self.history.best:.4f}, is {self.folder / 'best'}")
+        raise FloatingPointError(
+            f"training diverged: after {self.history.step} steps the {what} is {value}; try a lower learning rate"
+            + "".join(f"; {line}" for line in kept)
+        )
 
-        Raises ValueError if resume is asked without a folder, or if the folder holds a run that is not resumed or has
-        other parts or another config; then nothing has changed. OSError if the folder cannot be written.
+    def start(self, resume: bool = False, allow_changes: bool = False) -> None:
+        """Begin in an empty folder, or resume from its newest checkpoint, if it has one. Locks the folder.
+
+        With allow_changes the settings may differ from those of the run, but not its parts, config and tokenizer.
+        Raises ValueError if resume is asked without a folder, if another process is writing to the folder, or if the
+        folder holds a run that is not resumed, is damaged, or is another run; then the model has not changed. OSError
+        if the folder cannot be written.
         """
         if self.folder is None:
             if resume:
                 raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
             return
         self.folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour: the disk may be read-only
-        saved = saved_parts(self.folder / "checkpoints")
-        if saved is None:
+        self.lock = lock(self.folder)
+        checkpoints = self.folder / "checkpoints"
+        tidy(checkpoints)
+        if latest_checkpoint(checkpoints) is None:
             return
         if not resume:
             raise ValueError(f"folder {self.folder} holds a run: resume it, or give another folder")
-        self._check_parts(saved, f"the run in {self.folder}")
-        self.load_state_dict(load_checkpoint(self.folder / "checkpoints", self.model))
+        self._resume(read_checkpoint(checkpoints, self.model), allow_changes)
+
+    def _resume(self, checkpoint: Checkpoint, allow_changes: bool) -> None:
+        self._check_parts(set(checkpoint.state) - {"step"}, f"the run in {self.folder}")
+        self._check_settings(checkpoint.state.get("settings", {}), allow_changes)
+        own = [{**group} for group in self.optimizer.param_groups]
+        try:
+            self.load_state_dict(checkpoint.state)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"{checkpoint.folder} does not fit this run: {error}") from error
+        if allow_changes:  # the optimizer has loaded the old ones
+            for group, before in zip(self.optimizer.param_groups, own, strict=True):
+                group.update({name: value for name, value in before.items() if name != "params"})
+        checkpoint.restore(self.model)
+
+    def _check_settings(self, saved: dict[str, Setting], allow_changes: bool) -> None:
+        """Raise ValueError, naming all settings that differ, unless they may."""
+        names = [name for name in saved if name in self.settings and saved[name] != self.settings[name]]
+        fixed = [name for name in names if name == "tokenizer"] if allow_changes else names
+        if fixed:
+            listed = "; ".join(f"{name} is {saved[name]} there, {self.settings[name]} here" for name in fixed)
+            way_out = "another folder" if allow_changes else "the same options, another folder, or allow changes"
+            raise ValueError(f"the run in {self.folder} is another one: {listed}; give {way_out}")
 
 
 def train(
@@ -371,6 +470,8 @@ def train(
     tokenizer: Tokenizer | None = None,
     checkpoint_interval: int = 1000,
     resume: bool = False,
+    allow_changes: bool = False,
+    settings: Mapping[str, Setting] | None = None,
     history: History | None = None,
     report: Callable[[str], None] | None = None,
 ) -> GPT:
@@ -382,6 +483,7 @@ def train(
                          the update in progress, a checkpoint goes to the folder, if there is one
     resume               continue from the newest checkpoint in the folder, if there is one; on the CPU bit for bit as
                          if the run had never stopped
+    allow_changes        resume also with other settings than the run's; they are those of `Run`
     history              the `History` to fill; one that has been filled is continued, and n_steps counts its steps too
 
     With `average`, the averaged weights are those that are evaluated, kept as best, and returned.
@@ -398,28 +500,47 @@ def train(
         raise ValueError(f"n_steps must be more than the {history.step} steps of the history, got {n_steps}")
     run = Run(model, dataloader, optimizer, device=device, schedule=schedule, accumulation=accumulation,
               precision=precision, max_grad_norm=max_grad_norm, average=average, folder=folder, tokenizer=tokenizer,
-              history=history)  # fmt: skip
-    run.start(resume)
-    log, say, seconds, read = run.history, report or (lambda line: None), 0.0, 0
-    bar = tqdm(total=n_steps, initial=log.step, unit="step", disable=hide_progress_bar(), leave=False)
-    with bar, a_signal_finishes_the_step() as stop_asked:
-        while log.step < n_steps and not stop_asked():
-            started = time.perf_counter()
-            run.step()
-            seconds += time.perf_counter() - started
-            bar.update()
-            last = log.step == n_steps
-            if log.step % log_interval == 0 or last:
-                loss, rate = run.log(), (run.tokens_read - read) / seconds
-                seconds, read = 0.0, run.tokens_read
-                bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{rate:,.0f}")
-                say(f"step {log.step}/{n_steps}  train loss {loss:.4f}  {rate:,.0f} tokens/s")
-            if validation is not None and (log.step % eval_interval == 0 or last):
-                score = run.evaluate(validation)
-                say(f"step {log.step}/{n_steps}  validation loss {score:.4f}  best {log.best:.4f}")
-            if folder is not None and (log.step % checkpoint_interval == 0 or last):
+              history=history, settings=settings)  # fmt: skip
+    try:
+        run.start(resume, allow_changes)
+        log, say, seconds, read = run.history, report or (lambda line: None), 0.0, 0
+        if log.step:  # nothing is learned yet that could be lost
+            say(f"resuming after step {log.step}/{n_steps}")
+        bar = tqdm(total=n_steps, initial=log.step, unit="step", disable=hide_progress_bar(), leave=False)
+        with bar, a_signal_finishes_the_step() as stop_asked:
+            while log.step < n_steps and not stop_asked():
+                started = time.perf_counter()
+                run.step()
+                seconds += time.perf_counter() - started
+                with _saved_if_unheard(run):
+                    bar.update()
+                last = log.step == n_steps
+                if log.step % log_interval == 0 or last:
+                    loss, rate = run.log(), (run.tokens_read - read) / seconds
+                    seconds, read = 0.0, run.tokens_read
+                    with _saved_if_unheard(run):
+                        bar.set_postfix(loss=f"{loss:.3f}", tokens_per_s=f"{rate:,.0f}")
+                        say(f"step {log.step}/{n_steps}  train loss {loss:.4f}  {rate:,.0f} tokens/s")
+                if validation is not None and (log.step % eval_interval == 0 or last):
+                    score = run.evaluate(validation)
+                    with _saved_if_unheard(run):
+                        say(f"step {log.step}/{n_steps}  validation loss {score:.4f}  best {log.best:.4f}")
+                if folder is not None and (log.step % checkpoint_interval == 0 or last):
+                    run.save()
+            log.stopped_by = stop_asked() if log.step < n_steps else 0
+            if folder is not None and log.stopped_early:
                 run.save()
-        log.stopped_early = log.step < n_steps
-        if folder is not None and log.stopped_early:
+        return run.finish()
+    finally:
+        run.release()
+
+
+@contextmanager
+def _saved_if_unheard(run: Run) -> Iterator[None]:
+    """Within, a report that cannot be written (a closed pipe, a full disk) ends training, but loses nothing."""
+    try:
+        yield
+    except OSError:
+        if run.folder is not None:
             run.save()
-    return run.finish()
+        raise

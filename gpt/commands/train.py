@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
+import os
+import signal
+import sys
 import time
 from argparse import ArgumentParser
 from dataclasses import asdict, replace
@@ -36,7 +38,8 @@ def options(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("text", help=f"{', '.join(TEXTS)} or a file, of text or of tokens; its last tenth is held out")
     add("--out", type=Path, default=Path("runs/model"), help="folder for checkpoints and the best model")
-    add("--resume", action="store_true", help="resume from the newest checkpoint in --out")
+    add("--resume", action="store_true", help="resume from the newest checkpoint in --out, with the same options")
+    add("--allow-changes", action="store_true", help="with --resume: continue with other options or another text")
     add("--init", metavar="MODEL", help="start from this model and its tokenizer, not from random weights")
     add("--preset", choices=PRESETS, help="sizes of the model (default: char)")
     for name in SIZES:
@@ -63,9 +66,6 @@ def options(parser: ArgumentParser) -> None:
 def run(options: Options) -> None:
     import torch
 
-    from gpt.storage.pretrained import load_pretrained
-    from gpt.support.files import atomic_file
-    from gpt.support.machine import pick_device
     from gpt.training import History, adamw, cosine_schedule, train
 
     data = material(options.text, tokenizer_of(options))
@@ -73,7 +73,7 @@ def run(options: Options) -> None:
     model = make_model(options, data.tokenizer.vocab_size)
     loader = windows(model, data, options.batch_size, options.seed)
     if options.resume and not (options.out / "checkpoints").is_dir():
-        say(f"no checkpoint in {options.out}: starting from the beginning")
+        tell(f"no checkpoint in {options.out}: starting from the beginning")
     history, started = History(), time.perf_counter()
     train(
         model,
@@ -92,15 +92,30 @@ def run(options: Options) -> None:
         tokenizer=data.tokenizer,
         checkpoint_interval=options.checkpoint_interval,
         resume=options.resume,
+        allow_changes=options.allow_changes,
+        settings={
+            "text": data.source["sha256"],
+            **{name: getattr(options, name) for name in ("seed", "batch_size", "steps", "warmup", "min_lr")},
+        },
         history=history,
-        report=say,
+        report=tell,
     )
     if history.stopped_early:
-        say(f"Stopped early. Nothing is lost: the same command with --resume continues from {options.out}")
-    if not history.validation:
-        return
-    if not math.isfinite(history.best):
-        raise ValueError("training diverged: no validation loss was a number; try a lower --lr")
+        tell(f"Stopped early. Nothing is lost: the same command with --resume continues from {options.out}")
+    if history.validation:
+        write_record(options, data, model, history, started)
+    if history.stopped_early:
+        raise KeyboardInterrupt if history.stopped_by == signal.SIGINT else SystemExit(128 + history.stopped_by)
+
+
+def write_record(options: Options, data: Material, model: GPT, history: History, started: float) -> None:
+    """Score the best model, and leave beside it how it was made."""
+    import torch
+
+    from gpt.storage.pretrained import load_pretrained
+    from gpt.support.files import atomic_file
+    from gpt.support.machine import pick_device
+
     best = options.out / "best"
     score = data.score(load_pretrained(best).to(pick_device(options.device)))
     record = {
@@ -116,9 +131,19 @@ def run(options: Options) -> None:
     }
     with atomic_file(best / "record.json") as path:
         path.write_text(json.dumps(record, indent=1) + "\n")
-    say(f"best model: {scores(score)}\nwrote {best} (use it with --model {best})")
+    tell(f"best model: {scores(score)}\nwrote {best} (use it with --model {best})")
     for path in draw_curve(history, options.out / "curve.png"):
-        say(f"wrote {path}")
+        tell(f"wrote {path}")
+
+
+def tell(line: str) -> None:
+    """Print a line. If nobody reads it any more (`| head`, a closed terminal, a full disk), training continues."""
+    try:
+        say(line)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"standard output cannot be written ({error.strerror}); training continues", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def tokenizer_of(options: Options) -> Tokenizer:
@@ -158,7 +183,7 @@ def windows(model: GPT, data: Material, batch_size: int, seed: int) -> RandomWin
 
     config = model.config
     loader = RandomWindows(data.train, config.context_size, batch_size, seed, vocab_size=config.vocab_size)
-    say(f"{model.num_parameters():,} parameters, {len(data.train):,} tokens to learn from")
+    tell(f"{model.num_parameters():,} parameters, {len(data.train):,} tokens to learn from")
     return loader
 
 

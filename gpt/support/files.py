@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
@@ -75,3 +77,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it holds a JSON {type(data).__name__}, not an object")
     return data
+
+
+def lock(folder: Path) -> BaseFileLock:
+    """Keep other processes from writing to a folder until the lock is released, or this process ends in any way.
+
+    In one process it can be taken again. Raises ValueError if another process holds it.
+    """
+    try:
+        held = FileLock(folder / ".lock", blocking=False, is_singleton=True)
+        held.acquire()
+    except Timeout as error:
+        raise ValueError(f"folder {folder} is in use: another process is writing a run to it") from error
+    return held

@@ -39,10 +39,11 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def a_signal_finishes_the_step() -> Iterator[Callable[[], bool]]:
+def a_signal_finishes_the_step() -> Iterator[Callable[[], int]]:
     """Within, the first of `stop_signals` only raises a flag, so that no update is left half done; a second interrupts.
 
-    Yields a function that says whether the flag is up. Outside the main thread it never is: signals do not reach it.
+    Yields a function that gives the number of that signal, 0 while there is none. Outside the main thread there never
+    is one: signals do not reach it.
     """
     pressed: list[int] = []
 
@@ -52,11 +53,11 @@ def a_signal_finishes_the_step() -> Iterator[Callable[[], bool]]:
         pressed.append(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
     previous = {number: signal.signal(number, on_signal) for number in stop_signals()}
     try:
-        yield lambda: bool(pressed)
+        yield lambda: pressed[0] if pressed else 0
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

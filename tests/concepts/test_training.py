@@ -461,8 +461,8 @@ def test_a_run_saved_before_the_losses_were_the_runs_own_resumes(gpt, tmp_path):
     run = small_run(gpt, folder=tmp_path)
     losses = [run.step(), run.step()]
     state = run.state_dict()
-    assert sorted(state) == ["dataloader", "history", "optimizer"]
-    assert state["history"] == dict(step=2, train=[], validation=[], best=math.inf, stopped_early=False, pending=losses)
+    assert sorted(state) == ["dataloader", "history", "optimizer", "settings"]
+    assert state["history"] == dict(step=2, train=[], validation=[], best=math.inf, stopped_by=0, pending=losses)
 
 
 def test_a_history_is_continued(gpt):
@@ -482,6 +482,110 @@ def test_a_run_without_a_folder_cannot_be_saved_and_one_without_steps_not_logged
         run.start(resume=True)
     with pytest.raises(ValueError, match="at least one step"):
         run.log()
+
+
+# --- a run that goes wrong
+
+
+class Poisoned:
+    """A loader that spoils a weight before batch `step`."""
+
+    def __init__(self, gpt, model, step):
+        self.inner, self.model, self.step, self.calls = loader(gpt, seed=3), model, step, 0
+
+    def next_batch(self):
+        if self.calls == self.step:
+            with torch.no_grad():
+                self.model.final_norm.bias[0] = math.nan
+        self.calls += 1
+        return self.inner.next_batch()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_what_is_left(gpt, tmp_path):
+    model, ids = small_model(gpt), text_ids(60, 9)
+    message = (r"after 5 steps the loss is nan; try a lower learning rate; "
+               r"the last good checkpoint is \S+step-00000005; the best model, .* is \S+best")  # fmt: skip
+    with pytest.raises(FloatingPointError, match=message):
+        gpt.train(model, Poisoned(gpt, model, 5), 50, gpt.adamw(model), "cpu", folder=tmp_path, checkpoint_interval=1,
+                  validation=ids, eval_interval=2)  # fmt: skip
+    fresh = small_model(gpt, seed=2)
+    assert gpt.checkpoint.load_checkpoint(tmp_path / "checkpoints", fresh)["step"] == 5
+    assert all(weight.isfinite().all() for weight in fresh.parameters())
+
+
+def test_a_gradient_that_is_not_finite_moves_no_weight(gpt):
+    run = small_run(gpt)
+    run.model.final_norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = weights(run.model)
+    with pytest.raises(FloatingPointError, match=r"the gradient's norm is (inf|nan)"):
+        run.step()
+    assert torch.equal(weights(run.model), before)
+    assert run.history.step == 0
+
+
+def test_a_model_that_is_not_finite_never_becomes_a_checkpoint(gpt, tmp_path):
+    run = small_run(gpt, folder=tmp_path)
+    run.step()
+    run.save()
+    run.step()
+    with torch.no_grad():
+        run.model.final_norm.bias[0] = math.inf
+    with pytest.raises(FloatingPointError, match=r"weight final_norm\.bias.*step-00000001"):
+        run.save()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+
+
+def test_a_report_that_fails_ends_training_but_loses_nothing(gpt, tmp_path):
+    def report(line):
+        raise BrokenPipeError
+
+    model = small_model(gpt)
+    with pytest.raises(BrokenPipeError):
+        gpt.train(model, loader(gpt), 50, gpt.adamw(model), "cpu", 7, folder=tmp_path, report=report)
+    assert gpt.checkpoint.load_checkpoint(tmp_path / "checkpoints", small_model(gpt, 1))["step"] == 7
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (dict(lr=0.02), r"lr is 0\.01 there, 0\.02 here"),
+        (dict(weight_decay=0.5), r"weight_decay is \[0\.1, 0\.0\] there, \[0\.5, 0\.0\] here"),
+        (dict(accumulation=2), "accumulation is 1 there, 2 here"),
+        (dict(precision="bfloat16"), "precision is float32 there, bfloat16 here"),
+        (dict(max_grad_norm=None), r"max_grad_norm is 1\.0 there, None here"),
+        (dict(settings={"text": "a novel"}), "text is a poem there, a novel here"),
+    ],
+)
+def test_a_resume_with_other_settings_is_refused_unless_it_is_allowed(gpt, tmp_path, other, message):
+    def make(lr=0.01, weight_decay=0.1, **options):
+        model = small_model(gpt, seed=len(options))
+        options = {"settings": {"text": "a poem"}, **options}
+        return gpt.Run(model, loader(gpt), gpt.adamw(model, lr, weight_decay), device="cpu", folder=tmp_path, **options)
+
+    run = make()
+    run.step()
+    run.save()
+    run.release()
+    refused = make(**other)
+    before = weights(refused.model)
+    with pytest.raises(ValueError, match=message):
+        refused.start(resume=True)
+    assert torch.equal(weights(refused.model), before)
+    allowed = make(**other)
+    allowed.start(resume=True, allow_changes=True)
+    assert torch.equal(weights(allowed.model), weights(run.model))
+    assert allowed.optimizer.param_groups[0]["lr"] == other.get("lr", 0.01)
+    assert allowed.optimizer.param_groups[0]["weight_decay"] == other.get("weight_decay", 0.1)
+
+
+def test_a_resume_with_another_alphabet_is_always_refused(gpt, tmp_path):
+    run = small_run(gpt, folder=tmp_path, tokenizer=gpt.CharTokenizer("abcdefghijk"))
+    run.step()
+    run.save()
+    for allowed in (False, True):
+        other = small_run(gpt, folder=tmp_path, tokenizer=gpt.CharTokenizer("lmnopqrstuv"))
+        with pytest.raises(ValueError, match=r"tokenizer is [0-9a-f]{64} there"):
+            other.start(resume=True, allow_changes=allowed)
 
 
 # --- bad input

@@ -4,11 +4,14 @@ import importlib
 import io
 import json
 import math
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,10 +70,13 @@ def test_train_leaves_a_model_its_record_and_a_curve(gpt, run_folder, text_file)
 def test_train_goes_on_where_it_stopped(command, text_file, tmp_path):
     arguments = ["train", text_file, *TINY, "--out", tmp_path / "run", "--checkpoint-interval", 5]
     assert command(*arguments, "--steps", 5)[0] == 0
-    code, out, _ = command(*arguments, "--steps", 9, "--resume", "--log-interval", 1)
+    code, _, err = command(*arguments, "--steps", 9, "--resume")
+    assert (code, "steps is 5 there, 9 here" in err) == (2, True)
+    code, out, _ = command(*arguments, "--steps", 9, "--resume", "--allow-changes", "--log-interval", 1)
     assert code == 0
+    assert "resuming after step 5/9" in out
     assert "step 6/9" in out
-    assert "step 5/9" not in out
+    assert "step 5/9  train" not in out
 
 
 def test_train_goes_on_from_another_model(gpt, command, run_folder, text_file, tmp_path):
@@ -106,7 +112,7 @@ def test_bits_per_character_do_not_count_the_first_token_which_is_only_read(gpt)
 def test_a_run_that_diverges_says_so_in_one_line(command, text_file, tmp_path):
     code, _, error = command("train", text_file, *TINY, "--steps", 3, "--lr", "1e30", "--warmup", 0, "--out", tmp_path)
     assert code == 2
-    assert error.endswith("training diverged: no validation loss was a number; try a lower --lr\n")
+    assert error.endswith("training diverged: after 1 steps the loss is nan; try a lower learning rate\n")
 
 
 def test_evaluate_prints_the_three_scores(command, run_folder, text_file):
@@ -495,3 +501,74 @@ def test_resume_without_a_checkpoint_says_so(command, text_file, tmp_path):
     code, out, _ = command("train", text_file, *TINY, "--steps", 1, "--resume", "--out", tmp_path / "run")
     assert code == 0
     assert f"no checkpoint in {tmp_path / 'run'}: starting from the beginning\n" in out
+
+
+# --- a run that is cut off
+
+
+@pytest.fixture
+def training(text_file, tmp_path):
+    """Start `train` of many steps in a process of its own; returns it once it has begun, and its folder."""
+
+    def start(**streams):
+        arguments = ["train", text_file, *TINY, "--steps", 100_000, "--log-interval", 5, "--out", tmp_path / "run"]
+        process = subprocess.Popen([sys.executable, "-u", "-m", "gpt", *map(str, arguments)], **streams)
+        while not (tmp_path / "run" / ".lock").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        return process, tmp_path / "run"
+
+    return start
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_saves_and_ends_with_its_own_code(training, number, code):
+    process, folder = training(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    while not process.stdout.readline().startswith("step"):
+        pass
+    process.send_signal(getattr(signal, number))
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Nothing is lost" in said
+    assert list((folder / "checkpoints").glob("step-*/SHA256SUMS"))
+
+
+def test_nobody_has_to_read_what_training_says(training):
+    """As with `train ... | head -1`: after the first line the pipe is closed, and training continues."""
+    process, folder = training(stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    time.sleep(2)
+    assert process.poll() is None
+    process.terminate()
+    assert process.wait(60) == 143
+    assert list((folder / "checkpoints").glob("step-*/SHA256SUMS"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_under_the_log_loses_no_run(text_file, tmp_path):
+    arguments = ["train", text_file, *TINY, "--steps", 4, "--log-interval", 1, "--out", tmp_path]
+    with open("/dev/full", "w") as full:
+        program = [sys.executable, "-m", "gpt", *map(str, arguments)]
+        ended = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (ended.returncode, "standard output cannot be written (No space left" in ended.stderr) == (0, True)
+    assert (tmp_path / "checkpoints" / "step-00000004" / "SHA256SUMS").exists()
+    assert (tmp_path / "best" / "record.json").exists()
+
+
+def test_two_runs_do_not_share_a_folder(training, command, text_file):
+    process, folder = training(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    code, _, error = command("train", text_file, *TINY, "--steps", 1, "--out", folder)
+    process.kill()
+    process.wait()
+    assert (code, f"{folder} is in use" in error) == (2, True)
+    assert command("train", text_file, *TINY, "--steps", 1, "--out", folder)[0] == 0, "a dead process holds no lock"
+
+
+def test_resume_refuses_another_text_and_names_it(command, text_file, tmp_path):
+    arguments = [*TINY, "--steps", 2, "--out", tmp_path / "run"]
+    assert command("train", text_file, *arguments)[0] == 0
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text().swapcase().swapcase()[::-1])  # the same characters
+    code, _, error = command("train", other, *arguments, "--resume")
+    assert (code, "text is " in error) == (2, True)
