@@ -79,8 +79,9 @@ def _write(path: str | Path, data: dict[str, Any]) -> None:
 
 
 def _read_bpe(data: dict[str, Any]) -> BPETokenizer:
-    special = data["special_tokens"]
-    vocabulary = {token.encode() if token in special else unspell(token): i for token, i in data["vocabulary"].items()}
+    special = list(data["special_tokens"])
+    names = set(special)
+    vocabulary = {token.encode() if token in names else unspell(token): i for token, i in data["vocabulary"].items()}
     pairs = [line.split(" ") for line in data["merges"]]
     return BPETokenizer(
         [(unspell(left), unspell(right)) for left, right in pairs], vocabulary, special, data["pattern"]
