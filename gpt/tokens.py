@@ -91,7 +91,12 @@ class CharTokenizer(_Loaded):
     """One token per character. `stoi` maps a character to its id, `itos` an id to its character."""
 
     def __init__(self, characters: Sequence[str]) -> None:
-        if not characters or len(set(characters)) != len(characters) or any(len(c) != 1 for c in characters):
+        if (
+            not isinstance(characters, Sequence)
+            or not characters
+            or any(not isinstance(character, str) or len(character) != 1 for character in characters)
+            or len(set(characters)) != len(characters)
+        ):
             raise ValueError(f"characters must be different single characters, got {characters!r}")
         _check_text("".join(characters), "characters")
         self.itos = dict(enumerate(characters))
@@ -142,6 +147,10 @@ def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> list[str]:
 
     Raises ValueError for a pattern that is broken, drops characters, or takes a hundred times longer than GPT-2's.
     """
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a str, got {type(pattern).__name__}")
+    if len(pattern) > 10_000:  # to compile a million takes half a minute
+        raise ValueError(f"pattern must have at most 10,000 characters, got {len(pattern):,}")
     seconds = None if pattern == GPT2_PATTERN else 1 + len(text) / 100_000
     try:
         pieces = [match.group() for match in regex.finditer(pattern, text, timeout=seconds)]

@@ -19,7 +19,7 @@ from typing import Any
 
 import tiktoken
 
-from gpt.support.files import atomic_file, read_json
+from gpt.support.files import atomic_file, read_json, shortened
 from gpt.tokens import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -42,11 +42,13 @@ def load_tokenizer(path: str | Path) -> CharTokenizer | BPETokenizer | GPT2Token
     reader = READERS.get(str(data.get("type")))
     if reader is None:
         allowed = ", ".join(f'"{kind}"' for kind in READERS)
-        raise ValueError(f'{path} is no tokenizer: its "type" must be one of {allowed}, got {data.get("type")!r}')
+        raise ValueError(
+            f'{path} is no tokenizer: its "type" must be one of {allowed}, got {shortened(repr(data.get("type")))}'
+        )
     try:
         return reader(data)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {shortened(str(error))}") from error
 
 
 def save_characters(tokenizer: CharTokenizer, path: str | Path) -> None:
@@ -79,7 +81,7 @@ def _write(path: str | Path, data: dict[str, Any]) -> None:
 
 
 def _read_bpe(data: dict[str, Any]) -> BPETokenizer:
-    special = list(data["special_tokens"])
+    special = data["special_tokens"]
     names = set(special)
     vocabulary = {token.encode() if token in names else unspell(token): i for token, i in data["vocabulary"].items()}
     pairs = [line.split(" ") for line in data["merges"]]
@@ -118,7 +120,7 @@ def read_gpt2_files(
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{encoder_json} and {vocab_bpe} are not files of one tokenizer with the special_tokens "
-            f"{list(special_tokens)}: {type(error).__name__}: {error}"
+            f"{list(special_tokens)}: {type(error).__name__}: {shortened(str(error))}"
         ) from error
 
 

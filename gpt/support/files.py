@@ -119,3 +119,8 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} is damaged: it holds a JSON {type(data).__name__}, not an object")
     return data
+
+
+def shortened(text: str, longest: int = 300) -> str:
+    """A text for a message: what a damaged file holds may have millions of characters."""
+    return text if len(text) <= longest else f"{text[:longest]} ..."
