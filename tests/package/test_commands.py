@@ -495,3 +495,12 @@ def test_resume_without_a_checkpoint_says_so(command, text_file, tmp_path):
     code, out, _ = command("train", text_file, *TINY, "--steps", 1, "--resume", "--out", tmp_path / "run")
     assert code == 0
     assert f"no checkpoint in {tmp_path / 'run'}: starting from the beginning\n" in out
+
+
+def test_a_model_with_more_ids_than_its_tokenizer_has_tokens_still_writes_text(gpt, command, tmp_path):
+    tokenizer = gpt.CharTokenizer("\nab")
+    model = gpt.GPT(gpt.GPTConfig(context_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=4))
+    gpt.pretrained.save_pretrained(model, tmp_path, tokenizer)
+    code, out, err = command("generate", "--model", tmp_path, "--prompt", "ab", "--tokens", 30)
+    assert (code, err) == (0, "")
+    assert len(out) == len("ab") + 30 + 1
