@@ -185,12 +185,14 @@ def stream(
     use_cache: bool = True,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[Int[Tensor, " batch"]]:
     """Continue the prompts: an iterator that yields the next token of each as it is drawn.
 
     It stops after max_new_tokens, or when every sequence has drawn eos_token; one that is done early is filled up
     with eos_token. `generator` makes the draws repeatable. The other settings are those of `Sampling`; the repetition
-    penalty counts the prompt and all that was drawn.
+    penalty counts the prompt and all that was drawn. Only ids below vocab_size are drawn: give the tokenizer's, if it
+    has fewer tokens than the model has ids.
 
     The model always reads the last context_size tokens, no more. While everything fits, a cache keeps the keys
     and values, and each step computes the newest token alone. Past that the window slides, every token gets
@@ -202,7 +204,10 @@ def stream(
     vocabulary, an eos_token outside it, max_new_tokens that is not an int of at least 0, and what `Sampling` refuses.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    vocab_size = model.config.vocab_size
+    rows = model.config.vocab_size
+    vocab_size = rows if vocab_size is None else vocab_size
+    if not 1 <= vocab_size <= rows:
+        raise ValueError(f"vocab_size must be in 1..{rows}, the ids of the model, or None, got {vocab_size}")
     if tokens.dim() != 2 or not tokens.numel():
         raise ValueError(f"tokens must be a prompt [batch, T] with at least one token, got shape {list(tokens.shape)}")
     check_ids("tokens", tokens.cpu(), vocab_size)
@@ -214,7 +219,7 @@ def stream(
         raise TypeError(f"eos_token must be an id in 0..{vocab_size - 1}, or None, got {eos_token!r}")
     if eos_token is not None and not 0 <= eos_token < vocab_size:
         raise ValueError(f"eos_token must be an id in 0..{vocab_size - 1}, or None, got {eos_token}")
-    return _stream(model, tokens, max_new_tokens, sampling, eos_token, generator, use_cache)
+    return _stream(model, tokens, max_new_tokens, sampling, eos_token, generator, use_cache, vocab_size)
 
 
 def _stream(
@@ -225,6 +230,7 @@ def _stream(
     eos_token: int | None,
     generator: torch.Generator | None,
     use_cache: bool,
+    vocab_size: int,
 ) -> Iterator[Tensor]:
     context_size = model.config.context_size
     seen = tokens.to(model.token_embedding.weight.device, torch.int64)
@@ -234,7 +240,7 @@ def _stream(
     for _ in range(max_new_tokens):
         with torch.no_grad(), evaluation_mode(model):
             logits = model.head(model.hidden(unread, cache)[:, -1])
-        next_token = sampling.draw(logits, generator, seen)
+        next_token = sampling.draw(logits[:, :vocab_size], generator, seen)
         if eos_token is not None:
             next_token = next_token.masked_fill(done, eos_token)
             done |= next_token == eos_token
@@ -259,6 +265,7 @@ def generate(
     use_cache: bool = True,
     min_p: float | None = None,
     repetition_penalty: float | None = None,
+    vocab_size: int | None = None,
 ) -> Int[Tensor, "batch T_and_new"]:
     """The prompts and their continuations. All options and errors are those of `stream`."""
     drawn = stream(
@@ -273,5 +280,6 @@ def generate(
         use_cache,
         min_p,
         repetition_penalty,
+        vocab_size,
     )
     return torch.cat([tokens, *(token[:, None].to(tokens) for token in drawn)], dim=1)

@@ -19,7 +19,8 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice, pairwise
+from functools import cached_property
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
@@ -40,6 +41,10 @@ END_OF_TEXT = "<|endoftext|>"
 # white space, of which the last space is left to the word that follows. Contractions are lower-case only, an
 # oversight that was kept.
 GPT2_PATTERN = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+# White space in masses for which the engine's regular expressions could run out of stack: it is cut out beforehand.
+LONG = 100_000
+LONG_SPACE = regex.compile(rf"(?<!\s)\s{{{LONG},}}+")
 
 
 @runtime_checkable
@@ -86,7 +91,12 @@ class CharTokenizer(_Loaded):
     """One token per character. `stoi` maps a character to its id, `itos` an id to its character."""
 
     def __init__(self, characters: Sequence[str]) -> None:
-        if not characters or len(set(characters)) != len(characters) or any(len(c) != 1 for c in characters):
+        if (
+            not isinstance(characters, Sequence)
+            or not characters
+            or any(not isinstance(character, str) or len(character) != 1 for character in characters)
+            or len(set(characters)) != len(characters)
+        ):
             raise ValueError(f"characters must be different single characters, got {characters!r}")
         _check_text("".join(characters), "characters")
         self.itos = dict(enumerate(characters))
@@ -133,11 +143,24 @@ class CharTokenizer(_Loaded):
 
 
 def pretokenize(text: str, pattern: str = GPT2_PATTERN) -> list[str]:
-    """Cut a text into the pieces inside which pairs may merge. "Hello, world" -> ["Hello", ",", " world"]."""
+    """Cut a text into the pieces inside which pairs may merge. "Hello, world" -> ["Hello", ",", " world"].
+
+    Raises ValueError for a pattern that is broken, drops characters, or takes a hundred times longer than GPT-2's.
+    """
+    if not isinstance(pattern, str):
+        raise TypeError(f"pattern must be a str, got {type(pattern).__name__}")
+    if len(pattern) > 10_000:  # to compile a million takes half a minute
+        raise ValueError(f"pattern must have at most 10,000 characters, got {len(pattern):,}")
+    seconds = None if pattern == GPT2_PATTERN else 1 + len(text) / 100_000
     try:
-        return [match.group() for match in regex.finditer(pattern, text)]
-    except regex.error as error:
+        pieces = [match.group() for match in regex.finditer(pattern, text, timeout=seconds)]
+    except (regex.error, RecursionError) as error:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+    except TimeoutError:
+        raise ValueError(f"pattern {pattern!r} takes too long for a text of {len(text):,} characters") from None
+    if sum(map(len, pieces)) != len(text) or "" in pieces:
+        raise ValueError(f"pattern {pattern!r} must match every character of a text, and nothing that is empty")
+    return pieces
 
 
 def merge_pair(tokens: Sequence[bytes], pair: Pair) -> list[bytes]:
@@ -229,20 +252,53 @@ class ByteLevelTokenizer(_Loaded, ABC):
     token_bytes     id -> bytes, special tokens too
     special_tokens  string -> id of those that are one token each and are never cut or merged
     pattern         the pre-tokenisation
+    ranks           bytes -> place in the order of merging, of all tokens that are not special
     vocab           bytes -> id, the inverse of token_bytes
     vocab_size      largest id + 1
     end_of_text     the id of "<|endoftext|>", or None
     """
 
-    def __init__(self, token_bytes: Mapping[int, bytes], special_tokens: Mapping[str, int], pattern: str) -> None:
+    def __init__(
+        self,
+        token_bytes: Mapping[int, bytes],
+        special_tokens: Mapping[str, int],
+        pattern: str,
+        ranks: Mapping[bytes, int],
+    ) -> None:
         self.token_bytes, self.special_tokens, self.pattern = dict(token_bytes), dict(special_tokens), pattern
         self.vocab = {token: i for i, token in token_bytes.items()}
         self.vocab_size = max(token_bytes) + 1
         self.end_of_text: int | None = special_tokens.get(END_OF_TEXT)
+        self._ranks_of_tokens = dict(ranks)
 
     @abstractmethod
+    def _merge(self, engine: tiktoken.Encoding, text: str) -> list[int]:
+        """Text to our ids by one of the two engines below."""
+
+    @cached_property
+    def _engine(self) -> tiktoken.Encoding:
+        """tiktoken's engine, which cuts a text by GPT-2's pattern and merges."""
+        return tiktoken.Encoding(
+            "gpt2 cut", pat_str=GPT2_PATTERN, mergeable_ranks=self._ranks_of_tokens, special_tokens={}
+        )
+
+    @cached_property
+    def _merger(self) -> tiktoken.Encoding:
+        """The engine for one pre-token, of any length and kind: it merges and does not cut."""
+        return tiktoken.Encoding("no cut", pat_str="(?s:.+)", mergeable_ranks=self._ranks_of_tokens, special_tokens={})
+
     def encode_ordinary(self, text: str) -> list[int]:
         """Text to ids without special tokens: their letters are encoded like any others."""
+        _check_text(text)
+        if self.pattern != GPT2_PATTERN:  # never handed to the engine, which has no limit of time
+            return [i for word in pretokenize(text, self.pattern) for i in self._merge(self._merger, word)]
+        ids, start = [], 0
+        for space in _long_spaces(text):
+            end = space.end() - (space.end() < len(text))  # its last character is left to the word that follows
+            ids += self._merge(self._engine, text[start : space.start()])
+            ids += self._merge(self._merger, text[space.start() : end])
+            start = end
+        return ids + self._merge(self._engine, text[start:])
 
     def encode(
         self, text: str, *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
@@ -362,16 +418,15 @@ class BPETokenizer(ByteLevelTokenizer):
         pattern: str = GPT2_PATTERN,
     ) -> None:
         self.merges = [(left, right) for left, right in merges]
-        pretokenize("", pattern)  # refuses a broken pattern
+        pretokenize("", pattern)  # refuses a broken pattern, and one that matches what is empty
         self.ranks = _rank_merges(self.merges)
         ordinary = ordinary_tokens(self.merges)
         vocab = _number_tokens(ordinary, special_tokens, vocabulary)
         ids_of_special = {text: vocab[text.encode()] for text in special_tokens}
-        super().__init__({i: token for token, i in vocab.items()}, ids_of_special, pattern)
+        ranks = {token: rank for rank, token in enumerate(ordinary)}
+        super().__init__({i: token for token, i in vocab.items()}, ids_of_special, pattern, ranks)
         # The engine merges in the order of its ids, so it works on ranks; this table makes them our ids.
         self._id_of_rank = [vocab[token] for token in ordinary]
-        ranks = {token: rank for rank, token in enumerate(ordinary)}
-        self._engine = tiktoken.Encoding("ranks", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
 
     @classmethod
     def train(
@@ -408,10 +463,8 @@ class BPETokenizer(ByteLevelTokenizer):
 
         return read_gpt2_files(encoder_json, vocab_bpe, special_tokens)
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Text to ids without special tokens: their letters are encoded like any others."""
-        _check_text(text)
-        return [self._id_of_rank[rank] for rank in self._engine.encode_ordinary(text)]
+    def _merge(self, engine: tiktoken.Encoding, text: str) -> list[int]:
+        return [self._id_of_rank[rank] for rank in engine.encode_ordinary(text)]
 
     def encode_reference(
         self, text: str, *, allowed_special: Special = frozenset(), disallowed_special: Special = "all"
@@ -449,20 +502,20 @@ class GPT2Tokenizer(ByteLevelTokenizer):
 
     def __init__(self) -> None:
         try:
-            self._engine = tiktoken.get_encoding("gpt2")
+            engine = tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:
             raise OSError(
                 "GPT-2's vocabulary is missing and could not be downloaded. Connect to a network once, or set "
                 f"TIKTOKEN_CACHE_DIR to a folder that holds tiktoken's copy of it. The cause: {error}"
             ) from error
-        self.n_vocab, self.eot_token = self._engine.n_vocab, self._engine.eot_token  # tiktoken's names
-        token_bytes = {i: self._engine.decode_single_token_bytes(i) for i in range(self.n_vocab)}
-        super().__init__(token_bytes, {END_OF_TEXT: self.eot_token}, GPT2_PATTERN)
+        self.n_vocab, self.eot_token = engine.n_vocab, engine.eot_token  # tiktoken's names
+        token_bytes = {i: engine.decode_single_token_bytes(i) for i in range(self.n_vocab)}
+        ranks = {token: i for i, token in token_bytes.items() if i != self.eot_token}  # its ids follow its merges
+        super().__init__(token_bytes, {END_OF_TEXT: self.eot_token}, GPT2_PATTERN, ranks)
+        self._engine = engine
 
-    def encode_ordinary(self, text: str) -> list[int]:
-        """Text to ids without special tokens: their letters are encoded like any others."""
-        _check_text(text)
-        return self._engine.encode_ordinary(text)
+    def _merge(self, engine: tiktoken.Encoding, text: str) -> list[int]:
+        return engine.encode_ordinary(text)
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of one id. An id without a token is a ValueError."""
@@ -523,6 +576,14 @@ def _check_text(text: str, name: str = "text") -> None:
     )
 
 
+def _long_spaces(text: str) -> Iterator[regex.Match[str]]:
+    """The runs of white space of at least LONG characters. One fills every half of that length where it lies, so that
+    in an ordinary text a look at the start of each half is enough."""
+    half = LONG // 2
+    if any(text[i : i + half].isspace() for i in range(0, len(text) - half + 1, half)):
+        yield from LONG_SPACE.finditer(text)
+
+
 def _look_up(table: Mapping[int, Piece], ids: Iterable[int]) -> list[Piece]:
     try:
         return [table[i] for i in ids]
@@ -562,6 +623,8 @@ def _check_special_tokens(tokens: Collection[str]) -> None:
         or len(set(tokens)) != len(tokens)
     ):
         raise ValueError(f"special_tokens must be a list of different, non-empty strings, got {tokens!r}")
+    if (length := sum(map(len, tokens))) > 20_000:  # every text is searched for all of them
+        raise ValueError(f"special_tokens must have at most 20,000 characters in all, got {length:,}")
 
 
 def _rank_merges(merges: Sequence[Pair]) -> dict[Pair, int]:
@@ -572,13 +635,51 @@ def _rank_merges(merges: Sequence[Pair]) -> dict[Pair, int]:
     joined bytes are a token, where `apply_merges` looks for the pair itself.
     """
     ranks: dict[Pair, int] = {}
+    made_of: dict[bytes, tuple[int, Pair]] = {bytes([byte]): (-1, (b"", b"")) for byte in range(256)}
     for rank, (left, right) in enumerate(merges):
         if not (isinstance(left, bytes) and isinstance(right, bytes)):
             raise TypeError(f"merges[{rank}] must be two bytes objects, got {(left, right)}")
-        if (parts := apply_merges(left + right, ranks)) != [left, right]:
-            raise ValueError(f"merges[{rank}] = {(left, right)} never happens: those before it give {parts}")
+        if not (left in made_of and right in made_of) or _merges_across(left, right, made_of, ranks):
+            raise ValueError(
+                f"merges[{rank}] = {(left, right)} never happens: those before it do not lead to this pair"
+            )
         ranks[left, right] = rank
+        made_of[left + right] = rank, (left, right)
     return ranks
+
+
+def _merges_across(
+    left: bytes, right: bytes, made_of: Mapping[bytes, tuple[int, Pair]], ranks: Mapping[Pair, int]
+) -> bool:
+    """Whether the bytes of two tokens, side by side, merge across the border between them before both are whole.
+
+    Merges happen in the order of their ranks. So the token at the end of the left part grows through a fixed list of
+    tokens, each from its rank on, and the token at the start of the right part likewise: two lists to go along
+    together, instead of all the bytes. Of equal pairs, the one further left merges first.
+    """
+    ends, starts = _growth(left, 1, made_of), _growth(right, 0, made_of)
+    end, start = ends.pop()[1], starts.pop()[1]
+    while ends or starts:
+        end_grows = ends[-1][0] if ends else math.inf
+        start_grows = starts[-1][0] if starts else math.inf
+        across = ranks.get((end, start), math.inf)
+        if across < end_grows and across <= start_grows:
+            return True
+        if end_grows <= start_grows:
+            end = ends.pop()[1]
+        else:
+            start = starts.pop()[1]
+    return (end, start) in ranks
+
+
+def _growth(token: bytes, side: int, made_of: Mapping[bytes, tuple[int, Pair]]) -> list[tuple[int, bytes]]:
+    """(rank, token) of the token, of its part on that side (0: left, 1: right), of the part's part, down to a byte."""
+    steps = []
+    while token:
+        rank, parts = made_of[token]
+        steps.append((rank, token))
+        token = parts[side]
+    return steps
 
 
 def _number_tokens(
@@ -596,6 +697,5 @@ def _number_tokens(
         raise ValueError(f"vocabulary holds tokens neither merged nor named in special_tokens: {sorted(strange)[:10]}")
     if any(not isinstance(i, int) or i < 0 for i in vocab.values()) or len(set(vocab.values())) < len(vocab):
         raise ValueError("vocabulary must give each token its own integer id of at least 0")
-    for token in special:
-        vocab.setdefault(token, max(vocab.values()) + 1)
-    return vocab
+    new_ids = count(max(vocab.values()) + 1)
+    return vocab | {token: next(new_ids) for token in special if token not in vocab}

@@ -56,7 +56,13 @@ def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int, sa
         raise ValueError("prompt must not be empty: the model needs a token to start from")
     generator = torch.Generator().manual_seed(seed)
     drawn = stream(
-        model, torch.tensor([ids]), n_tokens, eos_token=tokenizer.end_of_text, generator=generator, **asdict(sampling)
+        model,
+        torch.tensor([ids]),
+        n_tokens,
+        eos_token=tokenizer.end_of_text,
+        generator=generator,
+        vocab_size=min(tokenizer.vocab_size, model.config.vocab_size),
+        **asdict(sampling),
     )
     shown = prompt
     print(prompt, end="", flush=True)

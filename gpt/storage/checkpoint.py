@@ -29,9 +29,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt.model import GPT
-from gpt.support.files import flush, sha256, temporary_beside
+from gpt.support.files import CHECKSUMS, flush, read_checksums, sha256, temporary_beside, write_checksums
 
-WEIGHTS, STATE, CHECKSUMS = "model.safetensors", "state.pt", "SHA256SUMS"
+WEIGHTS, STATE = "model.safetensors", "state.pt"
 
 # `.replaced` marks the old folder while a step that exists already is saved again: complete, but second choice.
 STEP_NAME = re.compile(r"step-(\d{8,})(\.replaced)?")
@@ -145,8 +145,7 @@ def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, An
     except (SafetensorError, RuntimeError) as error:  # neither library passes on the system's own OSError
         raise OSError(f"could not write {target} (is the disk full?): {error}") from error
     _read_state(folder / STATE, mmap=True)  # a state that does not load must not become a checkpoint
-    sums = [f"{sha256(folder / name)}  {name}\n" for name in (WEIGHTS, STATE)]
-    (folder / CHECKSUMS).write_text("".join(sums), encoding="ascii")
+    write_checksums(folder, (WEIGHTS, STATE))
     for path in (folder / WEIGHTS, folder / STATE, folder / CHECKSUMS, folder):
         flush(path)
 
@@ -231,9 +230,9 @@ def _verify_checksums(folder: Path) -> None:
     for name in (CHECKSUMS, WEIGHTS, STATE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is incomplete: it has no {name}{_way_out(folder)}")
-    expected = (folder / CHECKSUMS).read_text(encoding="ascii", errors="replace").splitlines()
+    expected = read_checksums(folder / CHECKSUMS)
     for name in (WEIGHTS, STATE):
-        if f"{sha256(folder / name)}  {name}" not in expected:
+        if expected.get(name) != sha256(folder / name):
             raise ValueError(
                 f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}{_way_out(folder)}"
             )

@@ -2,15 +2,17 @@
 
 A model is a folder: `config.json` (its sizes) and `model.safetensors` (its tensors, never pickled: a pickle can run
 code). The released files say `h.0.attn.c_attn.weight` where we say `blocks.0.attention.qkv.weight`; `MODULES` below
-is the one table between the two. DEEP_THEORY_GUIDE.md, Part 5.
+is the one table between the two. What we save has a third file, `SHA256SUMS`: a weight with a flipped bit is still a
+weight, and only a checksum tells. DEEP_THEORY_GUIDE.md, Part 5.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +26,16 @@ from gpt.config import GPTConfig
 from gpt.model import GPT
 from gpt.storage.tokenizer_files import load_tokenizer
 from gpt.support.extras import needs
-from gpt.support.files import atomic_file, read_json
+from gpt.support.files import (
+    CHECKSUMS,
+    atomic_file,
+    flush,
+    read_checksums,
+    read_json,
+    sha256,
+    temporary_beside,
+    write_checksums,
+)
 from gpt.tokens import Tokenizer, gpt2_tokenizer
 
 RELEASED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")  # at huggingface.co/openai-community
@@ -64,6 +75,8 @@ ALLOWED: dict[str, tuple] = {
 SIZES = ("n_positions", "vocab_size", "n_layer", "n_head", "n_embd")
 DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
 END_OF_TEXT_ID = 50256
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PENDING = ".pending"  # the folder of files that are saved in full, but have not all moved to their places
 LARGEST = 2**28  # of any size: far beyond every GPT-2, and small enough that no product overflows
 
 
@@ -81,12 +94,15 @@ def load_pretrained(name: str | Path) -> GPT:
     name is "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (a download of 0.5 to 6 GB, kept by huggingface_hub),
     "tinyshakespeare" (bundled), or a folder that `save_pretrained` or transformers wrote. A name comes before a
     folder of that name: write "./gpt2" for the folder. Half-precision files load as float32.
+    Files that a SHA256SUMS in the folder lists must match it.
     Raises ValueError for an unknown name, a damaged file and for whatever our GPT-2 is not; OSError without a network.
     """
     if name in RELEASED:
-        return _load(_download(str(name), "config.json"), [_download(str(name), "model.safetensors")])
+        return _load(_download(str(name), CONFIG), [_download(str(name), WEIGHTS)])
     folder = _folder(name)
-    return _load(folder / "config.json", _weight_files(folder))
+    config, files = _place(folder, CONFIG), _weight_files(folder)
+    _check(folder, [config, *files])
+    return _load(config, files)
 
 
 def load_pretrained_tokenizer(name: str | Path) -> Tokenizer:
@@ -98,10 +114,11 @@ def load_pretrained_tokenizer(name: str | Path) -> Tokenizer:
     if name in RELEASED:
         return gpt2_tokenizer()
     folder = _folder(name)
-    path = folder / "tokenizer.json"
+    path = _place(folder, TOKENIZER)
+    _check(folder, [path])
     if path.is_file() and "type" in read_json(path):  # transformers' own file of that name has no such field
         return load_tokenizer(path)
-    vocab_size = _read_config(folder / "config.json").vocab_size
+    vocab_size = _read_config(_place(folder, CONFIG)).vocab_size
     if vocab_size != GPTConfig.gpt2_small().vocab_size:
         raise ValueError(f"{folder} holds no tokenizer.json of ours, and with {vocab_size} tokens it is not GPT-2's")
     return gpt2_tokenizer()
@@ -110,10 +127,11 @@ def load_pretrained_tokenizer(name: str | Path) -> Tokenizer:
 def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
     """Write config.json, model.safetensors and, if given, tokenizer.json, in the layout that transformers loads too.
 
-    All files are written in full beside the old ones before the first takes its place: a full disk leaves the old
-    model. transformers has no GPT-2 without biases, so such a model is saved with biases of zero and
-    "bias": false in config.json. Raises TypeError if tokenizer is not a Tokenizer, ValueError if it has more tokens
-    than the model, OSError naming the folder if it cannot be written.
+    And SHA256SUMS, their checksums. Files of other names in the folder stay as they are, and so does a tokenizer.json
+    if no tokenizer is given. A full disk or a kill, at any moment, leaves the old model or the new one, whole.
+    transformers has no GPT-2 without biases, so such a model is saved with biases of zero and "bias": false in
+    config.json. Raises TypeError if tokenizer is not a Tokenizer, ValueError if it has more tokens than the model,
+    OSError naming the folder if it cannot be written.
     """
     if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
         raise TypeError(f"tokenizer must be a gpt.Tokenizer, got {type(tokenizer).__name__}")
@@ -123,15 +141,25 @@ def save_pretrained(model: GPT, folder: str | Path, tokenizer: Tokenizer | None 
         )
     config = json.dumps(_to_json(model.config), indent=2) + "\n"
     writers = {
-        "config.json": lambda path: path.write_text(config),
-        "model.safetensors": lambda path: save_file(_to_released(model), path, metadata={"format": "pt"}),
+        CONFIG: lambda path: path.write_text(config),
+        WEIGHTS: lambda path: save_file(_to_released(model), path, metadata={"format": "pt"}),
     }
     if tokenizer is not None:
-        writers["tokenizer.json"] = tokenizer.save
+        writers[TOKENIZER] = tokenizer.save
+    folder = Path(folder)
     try:
-        with ExitStack() as files:  # The files take their places when the stack is left.
+        with temporary_beside(folder / PENDING) as temporary:
+            temporary.mkdir()
             for name, write in writers.items():
-                write(files.enter_context(atomic_file(Path(folder) / name)))
+                with atomic_file(temporary / name) as path:
+                    write(path)
+            write_checksums(temporary, writers)
+            flush(temporary / CHECKSUMS)
+            flush(temporary)
+            _settle(folder)  # what a killed save has left
+            os.rename(temporary, folder / PENDING)  # At this moment the new model takes the place of the old.
+            flush(folder)
+            _settle(folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"the model could not be saved in {folder}: {error}") from error
 
@@ -147,6 +175,36 @@ def _folder(name: str | Path) -> Path:
         names = ", ".join(f'"{n}"' for n in (*RELEASED, *BUNDLED))
         raise ValueError(f'name must be {names} or a folder with config.json and model.safetensors, got "{name}"')
     return folder
+
+
+def _place(folder: Path, name: str) -> Path:
+    """Where a file of the model is now: a save that was killed at its end has left it in the folder PENDING."""
+    pending = folder / PENDING / name
+    return pending if pending.is_file() else folder / name
+
+
+def _settle(folder: Path) -> None:
+    """Move the files of PENDING, if it is there, to their places: all of them, or those that a kill left behind."""
+    pending = folder / PENDING
+    if pending.is_dir():
+        for path in pending.iterdir():
+            os.replace(path, folder / path.name)
+        flush(folder)
+        pending.rmdir()
+
+
+def _check(folder: Path, files: list[Path]) -> None:
+    """Raise ValueError if a file is listed in the folder's SHA256SUMS with another checksum than it has."""
+    path = _place(folder, CHECKSUMS)
+    checksums = read_checksums(path) if path.is_file() else {}
+    for file in files:
+        if file.name in checksums and not file.is_file():
+            raise ValueError(f"{file} is missing, but {path} lists it")
+        if file.name in checksums and checksums[file.name] != sha256(file):
+            raise ValueError(
+                f"{file} does not match its checksum in {CHECKSUMS}: it is damaged, or it was changed on purpose after "
+                f"it was saved; then delete {path}"
+            )
 
 
 def _download(name: str, file: str) -> Path:
@@ -165,7 +223,7 @@ def _download(name: str, file: str) -> Path:
 
 def _weight_files(folder: Path) -> list[Path]:
     """model.safetensors, or the parts of it that an index lists."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = _place(folder, WEIGHTS), folder / "model.safetensors.index.json"
     if single.is_file():
         return [single]
     if index.is_file():

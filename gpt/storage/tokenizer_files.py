@@ -19,7 +19,7 @@ from typing import Any
 
 import tiktoken
 
-from gpt.support.files import atomic_file, read_json
+from gpt.support.files import atomic_file, read_json, shortened
 from gpt.tokens import (
     END_OF_TEXT,
     GPT2_PATTERN,
@@ -42,11 +42,13 @@ def load_tokenizer(path: str | Path) -> CharTokenizer | BPETokenizer | GPT2Token
     reader = READERS.get(str(data.get("type")))
     if reader is None:
         allowed = ", ".join(f'"{kind}"' for kind in READERS)
-        raise ValueError(f'{path} is no tokenizer: its "type" must be one of {allowed}, got {data.get("type")!r}')
+        raise ValueError(
+            f'{path} is no tokenizer: its "type" must be one of {allowed}, got {shortened(repr(data.get("type")))}'
+        )
     try:
         return reader(data)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {shortened(str(error))}") from error
 
 
 def save_characters(tokenizer: CharTokenizer, path: str | Path) -> None:
@@ -80,7 +82,8 @@ def _write(path: str | Path, data: dict[str, Any]) -> None:
 
 def _read_bpe(data: dict[str, Any]) -> BPETokenizer:
     special = data["special_tokens"]
-    vocabulary = {token.encode() if token in special else unspell(token): i for token, i in data["vocabulary"].items()}
+    names = set(special)
+    vocabulary = {token.encode() if token in names else unspell(token): i for token, i in data["vocabulary"].items()}
     pairs = [line.split(" ") for line in data["merges"]]
     return BPETokenizer(
         [(unspell(left), unspell(right)) for left, right in pairs], vocabulary, special, data["pattern"]
@@ -117,7 +120,7 @@ def read_gpt2_files(
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{encoder_json} and {vocab_bpe} are not files of one tokenizer with the special_tokens "
-            f"{list(special_tokens)}: {type(error).__name__}: {error}"
+            f"{list(special_tokens)}: {type(error).__name__}: {shortened(str(error))}"
         ) from error
 
 

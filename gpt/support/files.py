@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
+
+CHECKSUMS = "SHA256SUMS"
 
 
 @contextmanager
@@ -35,22 +39,53 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_beside(target: Path) -> Iterator[Path]:
-    """A hidden name in the folder of `target`, removed at the end if it still exists, be it a file or a folder."""
+    """A hidden name in the folder of `target`, removed at the end if it still exists, be it a file or a folder.
+
+    What a killed process left under such a name is removed first, unless another process is writing in the folder.
+    """
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
+        with _cleared_of_leftovers(target):
+            try:
+                yield temporary
+            finally:
+                _remove(temporary)
     except OSError as error:
         # The system's errors have a number; those from a write or an fsync do not know their file.
         own = (str(temporary), str(target.parent))
         if error.errno is None or not str(error.filename or temporary).startswith(own):
             raise
         raise OSError(error.errno, f"could not write ({error.strerror})", str(target)) from error
+
+
+@contextmanager
+def _cleared_of_leftovers(target: Path) -> Iterator[None]:
+    """Every writer shares a lock on the folder, which ends with its process, even by a kill. Who can have it alone
+    knows that no temporary file in the folder is in use. Without locks (some network disks) nothing is removed."""
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError, ImportError):
+            import fcntl  # not on Windows
+
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 8}.tmp"):
+                _remove(leftover)
+        with suppress(OSError, ImportError):
+            import fcntl
+
+            fcntl.flock(folder, fcntl.LOCK_SH)
+        yield
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        elif temporary.exists():
-            temporary.unlink()
+        os.close(folder)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
@@ -66,6 +101,18 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_checksums(folder: Path, names: Iterable[str]) -> None:
+    """Write the checksums of these files into the folder's SHA256SUMS; `sha256sum -c SHA256SUMS` checks them."""
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in names]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def read_checksums(path: Path) -> dict[str, str]:
+    """{name of a file: its SHA-256} out of a SHA256SUMS. Lines that do not look like one are passed over."""
+    content = path.read_text(encoding="utf-8", errors="replace")
+    return {name: checksum for checksum, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", content, re.MULTILINE)}
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -90,3 +137,8 @@ def lock(folder: Path) -> BaseFileLock:
     except Timeout as error:
         raise ValueError(f"folder {folder} is in use: another process is writing a run to it") from error
     return held
+
+
+def shortened(text: str, longest: int = 300) -> str:
+    """A text for a message: what a damaged file holds may have millions of characters."""
+    return text if len(text) <= longest else f"{text[:longest]} ..."

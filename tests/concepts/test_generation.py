@@ -1,5 +1,7 @@
 """Concept 8: reshaping the next token's distribution, drawing from it, and the cache that makes it fast."""
 
+import copy
+import dataclasses
 import math
 
 import pytest
@@ -431,3 +433,26 @@ def test_ids_that_are_none_of_the_vocabulary_are_refused_at_the_door(gpt, model)
         gpt.stream(model, torch.tensor([[3, 17]]), 3)
     with pytest.raises(TypeError, match=r"tokens .* got torch\.float32"):
         gpt.stream(model, torch.tensor([[3.0, 4.0]]), 3)
+
+
+# --- a model with more ids than the tokenizer has tokens
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 17}, {"repetition_penalty": 1.5}], ids=str)
+def test_only_ids_below_the_vocabulary_size_are_drawn_and_their_odds_stay(gpt, model, settings):
+    tokens = prompts(64) % 5
+    assert gpt.generate(model, tokens, 20, generator=seeded(), **settings).max() >= 5
+    found = gpt.generate(model, tokens, 20, generator=seeded(), vocab_size=5, **settings)
+    assert found.max() < 5
+    cut = copy.deepcopy(model)
+    cut.config = dataclasses.replace(cut.config, vocab_size=5)
+    cut.token_embedding.weight = torch.nn.Parameter(cut.token_embedding.weight[:5].detach())  # and so the head
+    close(found, gpt.generate(cut, tokens, 20, generator=seeded(), **settings))
+
+
+@pytest.mark.parametrize("vocab_size", [0, -1, 18])
+def test_a_vocabulary_size_that_the_model_cannot_have_is_refused(gpt, model, vocab_size):
+    with pytest.raises(ValueError, match=rf"vocab_size must be in 1\.\.17, .* got {vocab_size}"):
+        gpt.generate(model, prompts(), 1, vocab_size=vocab_size)
+    with pytest.raises(ValueError, match=r"tokens .*0\.\.4"):
+        gpt.generate(model, torch.tensor([[1, 5]]), 1, vocab_size=5)

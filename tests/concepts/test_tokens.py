@@ -10,11 +10,13 @@ import os
 import pydoc_data.topics
 import random
 import tempfile
+import time
 from collections import Counter
 from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
+import regex
 import requests
 import tiktoken
 import tiktoken.registry
@@ -22,6 +24,9 @@ import torch
 
 END = "<|endoftext|>"
 ENGLISH = "\n".join(pydoc_data.topics.topics.values())[:60_000]
+GPT4_LIKE = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++|\s*[\r\n]|\s+(?!\S)|\s+"""
+)
 
 # What random texts are made of: white space of all kinds, contractions, scripts, marks, emoji, control characters.
 ATOMS = [
@@ -664,3 +669,131 @@ def test_a_batch_of_texts_and_wrong_ids_are_refused(gpt, trained):
         for wrong in (-1, 557):
             with pytest.raises(ValueError, match="ids holds"):
                 gpt.ids_to_text(torch.tensor([0, wrong]), tokenizer)
+
+
+# --- masses of one kind
+
+
+@pytest.mark.parametrize("run", ["\n", " ", "\t ", "\u3000", "a", "1", ".", "\u4e16", "\x1c"], ids=ascii)
+@pytest.mark.parametrize("after", ["", "x", " x", "."], ids=repr)
+def test_a_million_of_the_same_character_are_encoded_in_no_time(gpt, trained, run, after):
+    """The engine by itself panics: its regular expressions run out of stack on white space before something else."""
+    text = "one " + run * (1_000_000 // len(run)) + after
+    for tokenizer in (trained, gpt.BPETokenizer([(b" ", b" ")], pattern=r"\S+|\s+")):
+        started = time.perf_counter()
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert time.perf_counter() - started < 5  # measured: 0.1 to 0.7
+
+
+def test_gpt2s_own_tokenizer_stands_a_million_spaces(gpt):
+    gpt2_files()
+    text = " " * 1_000_000 + "x"
+    assert gpt.gpt2_tokenizer().encode(text) == [220] * 999_999 + [2124]  # 220 is " ", 2124 " x"
+
+
+def test_training_stands_a_million_spaces(gpt):
+    tokenizer = gpt.BPETokenizer.train(" " * 1_000_000 + "x", 3)
+    assert tokenizer.merges == [(b" " * n, b" " * n) for n in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_white_space_in_masses_gives_the_ids_of_the_reference(gpt, trained, monkeypatch, seed):
+    monkeypatch.setattr(gpt.tokens, "LONG", 6)
+    monkeypatch.setattr(gpt.tokens, "LONG_SPACE", regex.compile(r"(?<!\s)\s{6,}+"))
+    cut = []
+    monkeypatch.setattr(trained, "_merger", Spy(trained._merger, cut), raising=False)
+    rng = random.Random(seed)
+    spaces = [" ", "\n", "\t", "\u3000", "\x1c", "\r\n"]
+    for _ in range(50):
+        runs = ["".join(rng.choices(spaces, k=rng.randrange(20))) for _ in range(rng.randrange(1, 6))]
+        text = "".join(run + rng.choice([*ATOMS, ""]) for run in runs)
+        expected = trained.encode_reference(text)
+        assert trained.encode(text) == expected
+        assert list(trained.encode_stream(random_chunks(rng, text))) == expected
+    assert cut
+
+
+class Spy:
+    """An engine that writes down what it is given."""
+
+    def __init__(self, engine, given):
+        self.engine, self.given = engine, given
+
+    def encode_ordinary(self, text):
+        self.given.append(text)
+        return self.engine.encode_ordinary(text)
+
+
+# --- patterns of one's own
+
+
+@pytest.mark.parametrize("pattern", [r"\S+|\s+", r".|\n", r"\w+|\W", GPT4_LIKE])
+def test_another_pattern_gives_the_ids_of_the_reference(gpt, pattern):
+    tokenizer = gpt.BPETokenizer.train(ENGLISH, vocab_size=450, pattern=pattern)
+    rng = random.Random(0)
+    for text in [ENGLISH, *(random_text(rng) for _ in range(100))]:
+        assert tokenizer.encode(text) == tokenizer.encode_reference(text)
+
+
+@pytest.mark.parametrize("pattern", ["", "x*", r"\b|.", "a", r"\w+", r"\S+| "], ids=repr)
+def test_a_pattern_that_loses_characters_or_matches_nothing_is_refused(gpt, pattern):
+    text = "xab c\n"
+    with pytest.raises(ValueError, match="must match every character of a text, and nothing that is empty"):
+        gpt.BPETokenizer([], pattern=pattern).encode(text)
+    with pytest.raises(ValueError, match="must match every character"):
+        gpt.BPETokenizer.train(text, 1, pattern=pattern)
+
+
+def test_a_pattern_that_never_ends_is_stopped(gpt):
+    tokenizer = gpt.BPETokenizer([], pattern=r"(?:a|aa)+$|.")
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="takes too long for a text of 61 characters"):
+        tokenizer.encode("a" * 60 + "b")
+    assert time.perf_counter() - started < 4  # measured: 1.0
+
+
+# --- merge lists
+
+
+def naive_ranks(gpt, merges):
+    """The definition: the merges before a merge turn its bytes into its two parts."""
+    ranks = {}
+    for rank, (left, right) in enumerate(merges):
+        if gpt.tokens.apply_merges(left + right, ranks) != [left, right]:
+            return rank
+        ranks[left, right] = rank
+    return ranks
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_merge_that_never_happens_is_found_as_by_its_definition(gpt, seed):
+    rng = random.Random(seed)
+    found = set()
+    for _ in range(300):
+        tokens, merges = [b"a", b"b", b"c"][: rng.randrange(1, 4)], []
+        for _ in range(rng.randrange(1, 8)):
+            merges.append((rng.choice(tokens), rng.choice(tokens)))
+            if rng.random() < 0.9 and isinstance(naive_ranks(gpt, merges), int):
+                merges.pop()  # so that most lists are good for a while
+            else:
+                tokens.append(b"".join(merges[-1]))
+        expected = naive_ranks(gpt, merges)
+        found.add(type(expected))
+        if isinstance(expected, dict):
+            assert gpt.BPETokenizer(merges).ranks == expected
+        else:
+            with pytest.raises(ValueError, match=rf"merges\[{expected}\] .* never happens"):
+                gpt.BPETokenizer(merges)
+    assert found == {int, dict}
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_long_chains_of_merges_are_checked_in_no_time(gpt, side):
+    token, merges = b"a", []
+    for i in range(2000):
+        pair = (token, b"bcd"[i % 3 : i % 3 + 1])[:: -1 if side else 1]
+        merges.append(pair)
+        token = b"".join(pair)
+    started = time.perf_counter()
+    assert gpt.BPETokenizer(merges).encode(token.decode()) == [256 + 1999]
+    assert time.perf_counter() - started < 2  # measured: 0.03 and 1.0

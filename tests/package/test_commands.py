@@ -572,3 +572,12 @@ def test_resume_refuses_another_text_and_names_it(command, text_file, tmp_path):
     other.write_text(text_file.read_text().swapcase().swapcase()[::-1])  # the same characters
     code, _, error = command("train", other, *arguments, "--resume")
     assert (code, "text is " in error) == (2, True)
+
+
+def test_a_model_with_more_ids_than_its_tokenizer_has_tokens_still_writes_text(gpt, command, tmp_path):
+    tokenizer = gpt.CharTokenizer("\nab")
+    model = gpt.GPT(gpt.GPTConfig(context_size=8, vocab_size=64, n_layer=1, n_head=1, n_embd=4))
+    gpt.pretrained.save_pretrained(model, tmp_path, tokenizer)
+    code, out, err = command("generate", "--model", tmp_path, "--prompt", "ab", "--tokens", 30)
+    assert (code, err) == (0, "")
+    assert len(out) == len("ab") + 30 + 1

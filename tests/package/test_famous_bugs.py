@@ -162,12 +162,12 @@ BUGS = {
     ),
     "a pre-tokenizer that knows only spaces": (
         "tokens.pretokenize",
-        {"regex.finditer(pattern, text)": r'regex.finditer(r"\s*\S+", text)'},
+        {"regex.finditer(pattern, text": r'regex.finditer(r"\s*\S+", text'},
         partial(test_tokens.test_the_pattern_splits_as_gpt2_does, text="Hello,", pieces=["Hello", ","]),
     ),
     "a pre-tokenizer that keeps runs of spaces whole": (
         "tokens.pretokenize",
-        {"regex.finditer(pattern, text)": r'regex.finditer(r" *\p{L}+|\s+", text)'},
+        {"regex.finditer(pattern, text": r'regex.finditer(r" *\p{L}+|\s+", text'},
         partial(test_tokens.test_the_pattern_splits_as_gpt2_does, text="a  b", pieces=["a", " ", " b"]),
     ),
     "byte pairs merged from left to right, not in the order they were learned": (

@@ -13,6 +13,8 @@ import os
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -65,9 +67,10 @@ def our_model(gpt, bias=True, **changes):
 
 @pytest.fixture
 def saved(gpt, tmp_path):
-    """(our model, a folder that holds it)"""
+    """(our model, a folder that holds it), without checksums, as other programs write it."""
     model = our_model(gpt)
     gpt.pretrained.save_pretrained(model, tmp_path / "model")
+    (tmp_path / "model" / "SHA256SUMS").unlink()
     return model, tmp_path / "model"
 
 
@@ -156,7 +159,7 @@ def test_saving_and_loading_changes_no_bit(gpt, tmp_path, bias):
     loaded = gpt.GPT.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert same(loaded, model)
-    assert sorted(content(tmp_path)) == ["config.json", "model.safetensors"]
+    assert sorted(content(tmp_path)) == ["SHA256SUMS", "config.json", "model.safetensors"]
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}  # versions of transformers before 5 load nothing else
 
@@ -493,6 +496,138 @@ def test_saving_over_a_model_replaces_it(gpt, saved):
     new = our_model(gpt, n_layer=3, bias=False)
     new.save_pretrained(saved[1])
     assert same(gpt.pretrained.load_pretrained(saved[1]), new)
+
+
+KILLED = """
+import itertools, os, sys
+from pathlib import Path
+import torch
+import gpt
+from gpt.storage.pretrained import save_pretrained
+
+def model(seed, n_layer):
+    torch.manual_seed(seed)
+    return gpt.GPT(gpt.GPTConfig(context_size=4, vocab_size=3, n_layer=n_layer, n_head=1, n_embd=4))
+
+OLD = model(1, 1), gpt.CharTokenizer("abc")
+NEW = model(2, 2), gpt.CharTokenizer("xyz")
+
+def is_at(folder, pair):
+    found = gpt.GPT.from_pretrained(folder)
+    same = found.config == pair[0].config and torch.equal(found.token_embedding.weight, pair[0].token_embedding.weight)
+    return same and gpt.load_pretrained_tokenizer(folder).itos == pair[1].itos
+
+def save_and_die(folder, n, after):
+    '''End the process at the n-th call that changes the disk, or right after it.'''
+    calls = itertools.count(1)
+    def deadly(real):
+        def call(*args, **options):
+            if next(calls) != n:
+                return real(*args, **options)
+            try:
+                after and real(*args, **options)
+            finally:
+                os._exit(9)
+        return call
+    for name in ("rename", "replace", "rmdir", "unlink", "mkdir", "fsync"):
+        setattr(os, name, deadly(getattr(os, name)))
+    save_pretrained(NEW[0], folder, NEW[1])
+    os._exit(0)
+
+folder = Path(sys.argv[1])
+for n, after in itertools.product(range(1, 100), (False, True)):
+    save_pretrained(OLD[0], folder, OLD[1])
+    (folder / "record.json").write_text("mine")
+    assert is_at(folder, OLD)
+    child = os.fork() or save_and_die(folder, n, after)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(status, "old" if is_at(folder, OLD) else "new" if is_at(folder, NEW) else "neither")
+    save_pretrained(NEW[0], folder, NEW[1])
+    assert is_at(folder, NEW)
+    assert (folder / "record.json").read_text() == "mine"
+    names = ["SHA256SUMS", "config.json", "model.safetensors", "record.json", "tokenizer.json"]
+    assert sorted(os.listdir(folder)) == names
+    if status == 0:
+        break
+"""
+
+
+def test_a_save_that_is_killed_at_any_step_leaves_the_old_model_or_the_new(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").symlink_to(tmp_path / "elsewhere")  # a folder that no rename may replace
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "model")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *killed, last = done.stdout.splitlines()
+    assert last == "0 new"
+    old, new = killed.count("9 old"), killed.count("9 new")
+    assert killed == ["9 old"] * old + ["9 new"] * new  # it turns once
+    assert old > 20
+    assert new > 10
+    assert (tmp_path / "model").is_symlink()
+
+
+# --- checksums
+
+
+@pytest.fixture
+def whole(gpt, tmp_path):
+    """(our model, a folder that holds it and a tokenizer), with checksums."""
+    model = our_model(gpt)
+    gpt.pretrained.save_pretrained(model, tmp_path / "model", gpt.CharTokenizer.from_text("to be, or not to be"))
+    return model, tmp_path / "model"
+
+
+def load_both(gpt, folder):
+    gpt.pretrained.load_pretrained(folder)
+    gpt.pretrained.load_pretrained_tokenizer(folder)
+
+
+def test_a_saved_model_has_checksums_that_sha256sum_checks(whole):
+    if not shutil.which("sha256sum"):
+        pytest.skip("no sha256sum on this machine")
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=whole[1], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["config.json: OK", "model.safetensors: OK", "tokenizer.json: OK", ""]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_flipped_bit_anywhere_in_a_model_is_noticed(gpt, whole, name):
+    path = whole[1] / name
+    good = path.read_bytes()
+    for i in range(0, len(good), max(1, len(good) // 100)):
+        path.write_bytes(good[:i] + bytes([good[i] ^ 4]) + good[i + 1 :])
+        with pytest.raises(ValueError, match=rf"{name} does not match its checksum in SHA256SUMS: it is damaged, or"):
+            load_both(gpt, whole[1])
+    path.unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing|no {name}"):
+        load_both(gpt, whole[1])
+    path.write_bytes(good)
+    load_both(gpt, whole[1])
+
+
+def test_the_bundled_model_has_checksums(gpt):
+    sums = gpt.files.read_checksums(gpt.pretrained.BUNDLED["tinyshakespeare"] / "SHA256SUMS")
+    assert list(sums) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_files_that_no_checksum_lists_are_free(gpt, whole):
+    model, folder = whole
+    (folder / "record.json").write_text("{}")
+    gpt.pretrained.save_pretrained(model, folder)  # keeps the tokenizer, and does not answer for it
+    gpt.CharTokenizer.from_text("abc").save(folder / "tokenizer.json")
+    assert gpt.pretrained.load_pretrained_tokenizer(folder).vocab_size == 3
+    assert same(gpt.pretrained.load_pretrained(folder), model)
+
+
+def test_weights_in_parts_are_held_against_their_checksums(gpt, whole):
+    model, folder = whole
+    (folder / "model.safetensors").rename(folder / "part-1.safetensors")
+    index = {"weight_map": {"any": "part-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    gpt.files.write_checksums(folder, ["part-1.safetensors"])
+    assert same(gpt.pretrained.load_pretrained(folder), model)
+    part = folder / "part-1.safetensors"
+    part.write_bytes(part.read_bytes()[:-1] + b"\x40")
+    refused(gpt, folder, part, "checksum")
 
 
 # --- the tokenizer beside the model

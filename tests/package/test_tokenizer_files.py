@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,63 @@ def test_a_damaged_or_foreign_file_is_refused_by_name(gpt, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.json (is damaged|is no tokenizer)"):
         gpt.tokenizer_files.load_tokenizer(path)
+
+
+def bpe_file(gpt, merges=(), **fields):
+    """The text of a BPETokenizer's file, before anything has looked at it."""
+    spellings = [gpt.tokenizer_files.spell(bytes([byte])) for byte in range(256)]
+    spellings += [merge.replace(" ", "") for merge in merges]
+    data = {"type": "bpe", "pattern": gpt.tokens.GPT2_PATTERN, "special_tokens": [], "merges": list(merges)}
+    return json.dumps(data | {"vocabulary": {spelling: i for i, spelling in enumerate(spellings)}} | fields)
+
+
+def chain(length):
+    """Each merge puts one more letter at the end of the last token: 4 MB for 2,000 of them."""
+    return [f"a{'b' * i} b" for i in range(length)]
+
+
+HOSTILE = {
+    "a chain that breaks": lambda gpt: bpe_file(gpt, [*chain(2000), "bb a"]),
+    "a merge of a million letters": lambda gpt: bpe_file(gpt, ["x" * 1_000_000 + " y"]),
+    "100,000 special tokens": lambda gpt: bpe_file(gpt, special_tokens=[f"<{i}>" for i in range(100_000)]),
+    "a special token of a million letters": lambda gpt: bpe_file(gpt, special_tokens=["x" * 1_000_000]),
+    "special tokens in one string": lambda gpt: bpe_file(gpt, special_tokens="<>"),
+    "a pattern of a million letters": lambda gpt: bpe_file(gpt, pattern="|".join(f"a{i}" for i in range(140_000))),
+    "a pattern thousands deep": lambda gpt: bpe_file(gpt, pattern="(" * 4000 + ")" * 4000),
+    "a pattern that matches nothing": lambda gpt: bpe_file(gpt, pattern="x*"),
+    "a pattern that is no text": lambda gpt: bpe_file(gpt, pattern=None),
+    "200,000 brackets": lambda gpt: "[" * 200_000,
+    "200,000 brackets in a field": lambda gpt: '{"type": ' + "[" * 200_000,
+    "900 brackets that close": lambda gpt: '{"type": ' + "[" * 900 + "]" * 900 + "}",
+    "a number of 10,000 digits": lambda gpt: '{"type": "char", "characters": ' + "9" * 10_000 + "}",
+    "an id of 4,000 digits": lambda gpt: bpe_file(gpt, vocabulary={"a": 10**3999}),
+    "an id that is infinite": lambda gpt: bpe_file(gpt).replace(": 97,", ": 1e999,"),
+    "an id that is true": lambda gpt: bpe_file(gpt).replace(": 97,", ": true,"),
+    "a type of a million letters": lambda gpt: json.dumps({"type": "x" * 1_000_000}),
+    "characters that repeat": lambda gpt: json.dumps({"type": "char", "characters": ["a"] * 1_000_000}),
+    "characters in an object": lambda gpt: '{"type": "char", "characters": {"a": 1}}',
+    "half a surrogate pair": lambda gpt: '{"type": "char", "characters": ["\\ud800"]}',
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_file_is_refused_in_one_line_and_at_once(gpt, tmp_path, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content(gpt))
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=r"tokenizer\.json (is damaged|is no tokenizer)") as raised:
+        gpt.tokenizer_files.load_tokenizer(path)
+    assert time.perf_counter() - started < 2  # measured: at most 0.35
+    assert len(str(raised.value)) < 1000
+    assert "\n" not in str(raised.value)
+
+
+def test_a_long_chain_of_merges_loads_at_once(gpt, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(bpe_file(gpt, chain(2000)))
+    started = time.perf_counter()
+    assert gpt.BPETokenizer.load(path).encode("a" + "b" * 2000 + "a") == [256 + 1999, 97]
+    assert time.perf_counter() - started < 2  # measured: 0.3
 
 
 def test_a_truncated_file_is_refused(gpt, trained, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = {"gpt/py.typed"} | {f"gpt/storage/tinyshakespeare/{name}" for name in (
-    "config.json", "model.safetensors", "record.json", "tokenizer.json"
+    "SHA256SUMS", "config.json", "model.safetensors", "record.json", "tokenizer.json"
 )}  # fmt: skip
 
 # Python imports sitecustomize by itself at its start. This one makes the libraries of the extras look uninstalled.
