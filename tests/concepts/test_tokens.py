@@ -746,10 +746,10 @@ def test_a_pattern_that_loses_characters_or_matches_nothing_is_refused(gpt, patt
 
 def test_a_pattern_that_never_ends_is_stopped(gpt):
     tokenizer = gpt.BPETokenizer([], pattern=r"(?:a|aa)+$|.")
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match="takes too long for a text of 61 characters"):
         tokenizer.encode("a" * 60 + "b")
-    assert time.perf_counter() - started < 4  # measured: 1.0
+    assert time.process_time() - started < 4  # measured: 1.0
 
 
 # --- merge lists
