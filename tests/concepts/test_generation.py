@@ -438,7 +438,11 @@ def test_ids_that_are_none_of_the_vocabulary_are_refused_at_the_door(gpt, model)
 # --- a model with more ids than the tokenizer has tokens
 
 
-@pytest.mark.parametrize("settings", [{}, {"temperature": 0}, {"top_k": 17}, {"repetition_penalty": 1.5}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"temperature": 0}, {"top_k": 17}, {"repetition_penalty": 1.5}],
+    ids=["all", "greedy", "few", "penalised"],
+)
 def test_only_ids_below_the_vocabulary_size_are_drawn_and_their_odds_stay(gpt, model, settings):
     tokens = prompts(64) % 5
     assert gpt.generate(model, tokens, 20, generator=seeded(), **settings).max() >= 5
