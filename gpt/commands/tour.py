@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from argparse import ArgumentParser
 from pathlib import Path
@@ -34,6 +35,8 @@ def run(options: Options) -> None:
     from gpt.tokens import CharTokenizer
     from gpt.training import History, adamw, cosine_schedule, train
 
+    if not 0 < options.seconds < math.inf:
+        raise ValueError(f"--seconds must be above 0 and finite, got {options.seconds:g}")
     heading("1. A model that has read Shakespeare continues your prompt")
     model, tokenizer = load_pretrained(DEFAULT_MODEL), load_pretrained_tokenizer(DEFAULT_MODEL)
     text = stream_text(model, tokenizer, options.prompt, 400, Sampling(0.8, top_p=0.95), options.seed)
@@ -66,6 +69,8 @@ def run(options: Options) -> None:
         eval_interval=max(1, n_steps // 5),
         history=history,
     )
+    if history.stopped_early:  # nothing is to be saved: a signal ends the tour
+        raise KeyboardInterrupt
     say(f"after {history.step} steps: {scores(data.score(model))}")
     files.extend(draw_curve(history, options.out / "training.png"))
     say("a sample:")
