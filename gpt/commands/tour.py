@@ -10,7 +10,7 @@ from pathlib import Path
 from gpt.commands.attend import draw_attention
 from gpt.commands.material import from_text
 from gpt.commands.output import heading, optional_figures, say, scores, stream_text
-from gpt.commands.parsing import DEFAULT_MODEL, PYTHON_DOCS, Options
+from gpt.commands.parsing import DEFAULT_MODEL, PYTHON_DOCS, Options, seed
 from gpt.commands.train import draw_curve, windows
 from gpt.config import GPTConfig
 
@@ -21,7 +21,7 @@ EXAMPLES = ("", '--prompt "JULIET:"')
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", default="ROMEO:", help="the text that the Shakespeare model continues")
     parser.add_argument("--seconds", type=float, default=60, help="how long the fresh model trains (default: 60)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--out", type=Path, default=Path("figures/tour"), help="folder for the figures")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import random
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,7 +189,6 @@ def damaged_files(seed: int, tries: int, folder: Path, readers: tuple[Reader, ..
             else:
                 tally.good("another content, no checksum")
         path.write_bytes(whole)
-    shutil.rmtree(folder)
     return tally
 
 
