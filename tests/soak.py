@@ -1,8 +1,8 @@
 """Faults for as long as you like: `make soak`, or `python -m tests.soak --minutes 10 --seed 7`.
 
-Rounds of every kind follow each other, each with a seed of its own, until the time is over. What came of them is printed
-and written into docs/RELIABILITY.md; the exit code is 1 if anything failed. The same seed puts in the same faults,
-but a kill hits where the machine happens to be.
+Rounds of every kind follow each other, each with a seed of its own, until the time is over. What came of them is
+printed and written into docs/RELIABILITY.md; the exit code is 1 if anything failed. The same seed puts in the same
+faults, but a kill hits where the machine happens to be.
 """
 
 from __future__ import annotations

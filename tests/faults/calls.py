@@ -71,7 +71,7 @@ def finite(answer: Any) -> bool:
 
 
 def ids_of_the_vocabulary(answer: Tensor) -> bool:
-    return answer.numel() == 0 or (0 <= int(answer.min()) and int(answer.max()) < VOCAB)
+    return answer.numel() == 0 or (int(answer.min()) >= 0 and int(answer.max()) < VOCAB)
 
 
 def trained(**arguments: Any) -> Any:
@@ -178,8 +178,9 @@ WORD = (
 )
 FEW = st.integers(-1, 5).map(str) | st.floats().map(str) | st.sampled_from(["", "9" * 5000, "x", "0x10"])
 OPTIONS = {
-    "generate --model DIR/best --tokens 2 --prompt the": {"--tokens": FEW, "--temperature": WORD, "--top-k": WORD, "--top-p": WORD,
-        "--min-p": WORD, "--repetition-penalty": WORD, "--samples": FEW, "--seed": WORD, "--device": WORD,
+    "generate --model DIR/best --tokens 2 --prompt the": {
+        "--tokens": FEW, "--temperature": WORD, "--top-k": WORD, "--top-p": WORD, "--min-p": WORD,
+        "--repetition-penalty": WORD, "--samples": FEW, "--seed": WORD, "--device": WORD,
         "--prompt": WORD, "--model": WORD},
     "evaluate DIR/text.txt": {"--device": WORD, "--model": WORD},
     "tokenize the": {"--tokenizer": WORD},

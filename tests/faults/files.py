@@ -92,7 +92,7 @@ def read_tokenizer(name: str) -> Callable[[Path], Any]:
             ids = tokenizer.encode(TEXT)
         except ValueError as error:  # another alphabet: a difference, but no fault of the reader
             ids = str(error)
-        return ids, [tokenizer.decode([i]) for i in range(tokenizer.vocab_size)]
+        return ids, tokenizer.vocab if isinstance(tokenizer, BPETokenizer) else vars(tokenizer)
 
     return read
 
@@ -102,7 +102,7 @@ def read_ids(folder: Path) -> Any:
 
 
 def command(*words: str) -> Callable[[Path], Any]:
-    """`python -m gpt` in this process, with the copy's folder for each DIR; what it prints, or the error of its line."""
+    """`python -m gpt` in this process, the folder in place of DIR: what it prints, or its line as an error."""
 
     def read(folder: Path) -> Any:
         from gpt.__main__ import main

@@ -74,7 +74,6 @@ def _answer(pipe: Connection, log: Path, function: Callable[..., Any], *argument
 def learn(folder: Path, limit: int | None = None) -> int:
     """A run with everything that a checkpoint must hold: dropout, a schedule, accumulation, an average, a curve."""
     import torch
-
     from tqdm import tqdm
 
     from gpt import GPT, GPTConfig, History, RandomWindows, adamw, cosine_schedule, train
@@ -103,8 +102,10 @@ def learn_by_command(folder: Path) -> int:
     sizes = "--preset tiny --context-size 8 --n-layer 1 --n-head 2 --n-embd 8 --dropout 0.1 --batch-size 2"
     often = f"--steps {STEPS} --log-interval 3 --eval-interval 4 --checkpoint-interval 2"
     code = command(["train", str(text), *sizes.split(), *often.split(), "--resume", "--out", str(folder)])
-    record = json.loads((folder / "best" / "record.json").read_text()) if code == 0 else {}
-    (folder / "end.json").write_text(json.dumps([record.get("curve"), record.get("held_out")]))
+    record = folder / "best" / "record.json"
+    if code == 0 and record.is_file():  # else it was stopped before the first validation
+        content = json.loads(record.read_text())
+        (folder / "end.json").write_text(json.dumps([content["curve"], content["held_out"]]))
     return code
 
 
@@ -208,7 +209,7 @@ def last_line(log: Path) -> str:
 
 
 def full_disks(seed: int, tries: int, folder: Path) -> Tally:
-    """A run with too little room, on a tmpfs of a few pages where mounting is allowed, else under a limit for each file.
+    """Too little room: a tmpfs of a few pages where mounting is allowed, else a limit for each file.
 
     It must end with an OSError, leave what it saved, leave no half file, and end as ever once there is room.
     """
@@ -235,7 +236,7 @@ def full_disks(seed: int, tries: int, folder: Path) -> Tally:
 
 @contextmanager
 def small_disk(path: Path, pages: int) -> Iterator[tuple[Path, Callable[[], object] | None]]:
-    """A file system of so many pages of 4096 bytes and a function that makes it large; None where mounting is refused."""
+    """A disk of so many pages of 4096 bytes, and a function that makes it large; None where none can be mounted."""
     path.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={pages * 4}k", "tmpfs", str(path)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
@@ -249,7 +250,7 @@ def small_disk(path: Path, pages: int) -> Iterator[tuple[Path, Callable[[], obje
 
 
 def signals(seed: int, tries: int, folder: Path) -> Tally:
-    """SIGINT, SIGTERM or SIGHUP at a random moment. `train` saves and ends with 0; any command may end with 128 + number.
+    """SIGINT, SIGTERM or SIGHUP at a random moment: `train` saves, and any other command ends with 128 + number.
 
     No traceback may be seen, no hidden file stay, and a run must resume to the end of the unbroken one.
     """
@@ -257,7 +258,7 @@ def signals(seed: int, tries: int, folder: Path) -> Tally:
     reference = unbroken(folder, learn_by_command)
     others = {
         "generate": ["generate", "--tokens", "100000"],
-        "tokenize": ["tokenize", "--file", "python-docs", "--tokenizer", "bpe:300"],
+        "tokenize": ["tokenize", "--file", "python-docs", "--tokenizer", "bpe:50"],
         "evaluate": ["evaluate", str(folder / "text.txt"), "--model", str(folder / "unbroken" / "best")],
         "attend": ["attend", "--text", "ROMEO: I am here.", "--out", str(folder / "figures")],
     }
@@ -265,10 +266,8 @@ def signals(seed: int, tries: int, folder: Path) -> Tally:
         name = rng.choice(["train", "train", *others])
         sent = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
         run, log = folder / f"run-{number}", folder / f"log-{number}"
-        if name == "train":
-            child = Child(learn_by_command, run, log=log)
-        else:
-            child = Child(command, others[name], log=log)
+        what = (learn_by_command, run) if name == "train" else (command, others[name])
+        child = Child(*what, log=log)
         time.sleep(rng.uniform(0.005, 0.4))
         child.send(sent)
         answer = child.wait()

@@ -85,14 +85,14 @@ def test_an_error_that_does_not_help_is_a_failure(folder, error, found):
 
 def test_a_reader_that_never_ends_is_a_failure(folder, monkeypatch):
     def read(folder):
-        while (folder / "text.txt").read_bytes() != files.TEXT.encode():
+        damaged = (folder / "text.txt").read_bytes() != files.TEXT.encode()
+        while damaged:
             pass
 
     folder.mkdir()
     monkeypatch.setattr(files, "PATIENCE", 0.05)
-    failures = files.damaged_files(1, 3, folder, (files.Reader("endless", read, "text.txt"),)).failures
-    assert failures
-    assert "no answer" in failures[0]
+    failures = files.damaged_files(1, 8, folder, (files.Reader("endless", read, "text.txt"),)).failures
+    assert any("no answer" in failure for failure in failures)
 
 
 def test_a_librarys_words_and_nonsense_are_failures(gpt):
@@ -107,7 +107,7 @@ def test_a_librarys_words_and_nonsense_are_failures(gpt):
 
 def test_a_run_that_ends_otherwise_is_a_failure(folder, monkeypatch):
     folder.mkdir()
-    reference = {name: b"another" for name in runs.KEPT}
+    reference = dict.fromkeys(runs.KEPT, b"another")
     tally = runs.Tally()
     runs.check_the_end(folder / "run", reference, runs.learn, tally, "here")
     assert "is not that of the unbroken run" in tally.failures[0]
@@ -132,8 +132,8 @@ def test_the_soak_tries_every_fault_and_writes_its_table_between_the_marks(tmp_p
     assert "old" not in note.read_text()
     assert note.read_text().startswith("Before <!-- soak -->")
     assert note.read_text().endswith("<!-- /soak --> after")
+    (tmp_path / "other.md").write_text("no marks")
     with pytest.raises(ValueError, match=r"other\.md must hold"):
-        (tmp_path / "other.md").write_text("no marks")
         store("text", tmp_path / "other.md")
 
 
