@@ -23,7 +23,7 @@ import torch
 from tests.faults import Tally, calls, files, runs
 
 NOTE = Path(__file__).parent.parent / "docs" / "RELIABILITY.md"
-START, END = "<!-- soak -->", "<!-- /soak -->"
+MARKS = ("<!-- soak -->", "<!-- /soak -->")
 SHOWN = 40  # failures that are printed
 
 
@@ -69,13 +69,13 @@ def table(tallies: list[Tally], faults: tuple[Fault, ...] = FAULTS) -> str:
     return "\n".join(rows)
 
 
-def store(text: str, note: Path = NOTE) -> None:
-    """Put the text between the two marks of the note. Raises ValueError if they are not there."""
-    before, start, rest = note.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
+def store(text: str, note: Path = NOTE, marks: tuple[str, str] = MARKS) -> None:
+    """Put the text between two marks of the note. Raises ValueError if they are not there."""
+    before, start, rest = note.read_text(encoding="utf-8").partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (start and end):
-        raise ValueError(f"{note} must hold {START} and {END}")
-    note.write_text(f"{before}{START}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+        raise ValueError(f"{note} must hold {marks[0]} and {marks[1]}")
+    note.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -71,7 +71,7 @@ def _answer(pipe: Connection, log: Path, function: Callable[..., Any], *argument
     os._exit(0)
 
 
-def learn(folder: Path, limit: int | None = None) -> int:
+def learn(folder: Path, limit: int | None = None, width: int = 8) -> int:
     """A run with everything that a checkpoint must hold: dropout, a schedule, accumulation, an average, a curve."""
     import torch
     from tqdm import tqdm
@@ -83,7 +83,7 @@ def learn(folder: Path, limit: int | None = None) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = GPT(GPTConfig(context_size=8, vocab_size=19, n_layer=1, n_head=2, n_embd=8, dropout=0.1))
+    model = GPT(GPTConfig(context_size=8, vocab_size=19, n_layer=1, n_head=2, n_embd=width, dropout=0.1))
     ids, history = torch.randint(19, (400,)), History()
     train(
         model, RandomWindows(ids[:300], 8, 2, seed=0), STEPS, adamw(model), "cpu", 3,
