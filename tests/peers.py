@@ -86,7 +86,7 @@ def weights_at_the_end(folder: Path) -> Any:
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint that the program resumes from."""
-    found = [path for path in folder.glob("checkpoint-*")] or [path for path in folder.glob("checkpoints/step-*")]
+    found = list(folder.glob("checkpoint-*")) or list(folder.glob("checkpoints/step-*"))
     if found:
         return max(found, key=lambda path: int(path.name.split("-")[1][:8]))
     return folder / "ckpt.pt" if (folder / "ckpt.pt").exists() else None
@@ -111,7 +111,7 @@ def killed(run: Callable[[Path], int], kills: int, seed: int, folder: Path) -> t
         seen["runs"] += 1
         for _ in range(8):
             child = runs.Child(run, place, log=folder / "log")
-            time.sleep(rng.uniform(0, whole * 0.7))
+            time.sleep(whole * rng.uniform(0.3, 1))
             child.send(signal.SIGKILL)
             answer = child.wait()
             seen["kills"] += answer == -signal.SIGKILL
@@ -142,7 +142,7 @@ def terminated(run: Callable[[Path], int], whole: float, folder: Path) -> str:
     endings = Counter[str]()
     for number in range(12):
         child = runs.Child(run, folder / f"terminated-{number}", log=folder / "log")
-        time.sleep(whole * (0.4 + 0.02 * number))
+        time.sleep(whole * (0.5 + 0.03 * number))
         child.send(signal.SIGTERM)
         answer = child.wait()
         whole_run = any(path.stat().st_size for path in (folder / f"terminated-{number}").glob("end*"))
