@@ -31,7 +31,7 @@ def check(tally, tries):
 
 @pytest.mark.parametrize(
     ("put_in", "tries"),
-    [(runs.kills, 24), (runs.command_kills, 8), (runs.full_disks, 8), (runs.signals, 12)],
+    [(runs.kills, 24), (runs.command_kills, 8), (runs.full_disks, 8), (runs.signals, 8)],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_run_that_is_disturbed_loses_nothing_and_ends_as_if_it_had_not_been(put_in, tries, folder):
