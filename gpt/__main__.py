@@ -17,10 +17,13 @@ from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
-from typing import IO, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, NoReturn, Protocol, cast
 
 from gpt.commands.output import shown, standard_output
 from gpt.commands.parsing import Options
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 COMMANDS = ("tour", "train", "evaluate", "generate", "tokenize", "attend", "stats", "data", "download")
 
@@ -35,9 +38,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         with standard_output():  # of --help and --version: argparse would keep a full disk to itself
-            print(message, end="", file=file or sys.stdout, flush=True)
+            print(message, end="", file=file or sys.stdout)
+            sys.stdout.flush()
 
 
 class Command(Protocol):
