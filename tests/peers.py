@@ -62,9 +62,10 @@ def nanogpt(folder: Path) -> int:
     torch.set_num_threads(1)
     begin = "resume" if (folder / "ckpt.pt").exists() else "scratch"
     options = dict(
-        dataset="faults", out_dir=folder, init_from=begin, n_layer=1, n_head=2, n_embd=WIDTH, block_size=8,
-        batch_size=2, gradient_accumulation_steps=2, dropout=0.1, max_iters=STEPS, lr_decay_iters=STEPS,
-        eval_interval=2, eval_iters=1, always_save_checkpoint=True, log_interval=1000, device="cpu", dtype="float32", compile=False,
+        dataset="faults", out_dir=folder, init_from=begin, device="cpu", dtype="float32", compile=False,
+        n_layer=1, n_head=2, n_embd=WIDTH, block_size=8, dropout=0.1, batch_size=2, gradient_accumulation_steps=2,
+        max_iters=STEPS, lr_decay_iters=STEPS, eval_interval=2, eval_iters=1, log_interval=1000,
+        always_save_checkpoint=True,
     )  # fmt: skip
     sys.argv = ["train.py", *(f"--{name}={value}" for name, value in options.items())]
     sys.path.insert(0, os.getcwd())
