@@ -108,25 +108,24 @@ def killed(run: Callable[[Path], int], kills: int, seed: int, folder: Path) -> t
     whole = time.perf_counter() - started
     seen["repeatable"] = weights_at_the_end(folder / "again") == weights_at_the_end(reference)
     while seen["kills"] < kills:
-        place = folder / f"run-{seen['runs']}"
+        place, hit = folder / f"run-{seen['runs']}", False
         seen["runs"] += 1
-        for _ in range(8):
+        for attempt in range(12):
             child = runs.Child(run, place, log=folder / "log")
-            time.sleep(whole * rng.uniform(0.3, 1))
-            child.send(signal.SIGKILL)
+            if attempt < 8:
+                time.sleep(whole * rng.uniform(0.3, 1))
+                child.send(signal.SIGKILL)
             answer = child.wait()
-            seen["kills"] += answer == -signal.SIGKILL
             if answer == 0:
+                seen["resumed"] += hit
+                seen["bit-equal"] += hit and weights_at_the_end(place) == weights_at_the_end(reference)
                 break
-            if answer != -signal.SIGKILL:  # it did not resume
+            if answer == -signal.SIGKILL:
+                seen["kills"] += 1
+                hit = hit or newest(place) is not None
+            else:
+                print(f"{run.__name__} did not resume: {answer}", flush=True)
                 set_aside(place, seen)
-        resumed = newest(place) is not None
-        for _ in range(4):
-            if runs.Child(run, place, log=folder / "log").wait() == 0:
-                seen["resumed"] += resumed
-                seen["bit-equal"] += resumed and weights_at_the_end(place) == weights_at_the_end(reference)
-                break
-            set_aside(place, seen)
         shutil.rmtree(place)
     return seen, whole
 
