@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types lab book serve guides notebooks figures bench model clean
+.PHONY: help run test lint types lab book serve guides notebooks figures bench soak model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ include docs/latex/diagrams.mk
 
 bench: $(READY)  ## speed and memory side by side with transformers
 	$(PY) -m benchmarks.compare
+
+soak: $(READY)  ## faults for MINUTES=10, with a SEED of your choice: kills, full disks, damaged files, odd arguments
+	OMP_NUM_THREADS=1 $(PY) -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 lab: $(READY)  ## open the chapters in JupyterLab
 	$(PY) -m jupyterlab notebooks

@@ -98,6 +98,8 @@ class Sampling:
 
     def _checked(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """The logits after the repetition penalty, if they are numbers that a distribution can be made of."""
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
         if not logits.is_floating_point():
             raise TypeError(f"logits must be floating-point, got {logits.dtype}")
         if self.repetition_penalty not in (None, 1):
@@ -120,7 +122,7 @@ class Sampling:
         order = logits.argsort(dim=-1, descending=True, stable=True)
         p = scaled.gather(-1, order).softmax(dim=-1)
         if self.top_k is not None:
-            p = _renormalised(p, torch.arange(p.shape[-1], device=p.device) < self.top_k)
+            p = _renormalised(p, torch.arange(p.shape[-1], device=p.device) < min(self.top_k, p.shape[-1]))
         if self.top_p not in (None, 1):
             higher = F.pad(p.cumsum(dim=-1), (1, -1))  # the probability of all that rank higher
             p = _renormalised(p, higher < self.top_p)
@@ -204,9 +206,13 @@ def stream(
     vocabulary, an eos_token outside it, max_new_tokens that is not an int of at least 0, and what `Sampling` refuses.
     """
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"tokens must be a tensor of ids, got {type(tokens).__name__}")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, or None, got {type(generator).__name__}")
     rows = model.config.vocab_size
     vocab_size = rows if vocab_size is None else vocab_size
-    if not 1 <= vocab_size <= rows:
+    if not isinstance(vocab_size, int) or not 1 <= vocab_size <= rows:
         raise ValueError(f"vocab_size must be in 1..{rows}, the ids of the model, or None, got {vocab_size}")
     if tokens.dim() != 2 or not tokens.numel():
         raise ValueError(f"tokens must be a prompt [batch, T] with at least one token, got shape {list(tokens.shape)}")

@@ -84,6 +84,8 @@ class GPT(nn.Module):
         if targets is None:
             return self.head(self.hidden(tokens, cache)), None
         check_ids("targets", targets, self.config.vocab_size, IGNORED)
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens must be a tensor of ids, got {type(tokens).__name__}")
         if targets.shape != tokens.shape:
             raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
         # The loss reads the table in the head as well, whose gradient is dense: the promise that `sparse` asks for.

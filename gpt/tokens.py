@@ -587,6 +587,8 @@ def _long_spaces(text: str) -> Iterator[regex.Match[str]]:
 def _look_up(table: Mapping[int, Piece], ids: Iterable[int]) -> list[Piece]:
     try:
         return [table[i] for i in ids]
+    except TypeError as error:  # no iterable, or one of things that are no ids
+        raise TypeError(f"ids must be ints, one after another, got {type(ids).__name__} ({error})") from error
     except KeyError as error:
         raise ValueError(f"ids holds {error.args[0]}, which no token has; the largest is {max(table)}") from None
 

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from gpt.model import GPT, IGNORED, check_ids
 from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, tidy
 from gpt.storage.pretrained import save_pretrained
+from gpt.support.checks import check_number
 from gpt.support.files import lock, sha256
 from gpt.support.machine import PRECISIONS, a_signal_finishes_the_step, hide_progress_bar, pick_device
 from gpt.support.modules import evaluation_mode
@@ -69,6 +70,16 @@ def adamw(
     Biases and the gains of norms have one axis and are not decayed: shrinking a gain towards 0 would switch its
     norm off, not make the model simpler.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    check_number("lr", lr, 0)
+    check_number("weight_decay", weight_decay, 0)
+    if not isinstance(betas, tuple | list) or len(betas) != 2:
+        raise TypeError(f"betas must be two numbers, got {betas!r}")
+    for beta in betas:
+        check_number("betas", beta, 0)
+        if beta >= 1:
+            raise ValueError(f"betas must be below 1, got {betas}")
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     kept = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
@@ -80,6 +91,8 @@ def cosine_schedule(step: int, peak: float, warmup: int, total: int, floor: floa
 
     The warm-up reaches peak at step `warmup`; the first update already moves. After `total` the floor holds.
     """
+    for name, value in dict(step=step, peak=peak, warmup=warmup, total=total, floor=floor).items():
+        check_number(name, value)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -115,6 +128,8 @@ def evaluate(
     at_least_one("batch_size", batch_size)
     if characters is not None:
         at_least_one("characters", characters)
+    if not isinstance(tokens, Tensor | np.ndarray):
+        raise TypeError(f"tokens must be a tensor or an array of ids, got {type(tokens).__name__}")
     if tokens.ndim != 1:
         raise ValueError(f"tokens must have the shape [n], got {list(tokens.shape)}")
     predicted, size = len(tokens) - 1, model.config.context_size
@@ -251,6 +266,10 @@ class Run:
         self.device = pick_device(device)
         if not hasattr(batches, "next_batch"):
             raise TypeError(f"batches must have next_batch(), got {type(batches).__name__}")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        if history is not None and not isinstance(history, History):
+            raise TypeError(f"history must be a History, or None, got {type(history).__name__}")
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function of the step, or None, got {schedule!r}")
         at_least_one("accumulation", accumulation)
@@ -494,9 +513,11 @@ def train(
     for name, value in [("n_steps", n_steps), ("log_interval", log_interval), ("eval_interval", eval_interval),
                         ("checkpoint_interval", checkpoint_interval)]:  # fmt: skip
         at_least_one(name, value)
+    if report is not None and not callable(report):
+        raise TypeError(f"report must be a function of a line, or None, got {report!r}")
     if resume and folder is None:
         raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
-    if history is not None and history.step >= n_steps and not resume:
+    if isinstance(history, History) and history.step >= n_steps and not resume:
         raise ValueError(f"n_steps must be more than the {history.step} steps of the history, got {n_steps}")
     run = Run(model, dataloader, optimizer, device=device, schedule=schedule, accumulation=accumulation,
               precision=precision, max_grad_norm=max_grad_norm, average=average, folder=folder, tokenizer=tokenizer,

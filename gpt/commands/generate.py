@@ -6,7 +6,7 @@ from argparse import ArgumentParser
 from dataclasses import fields
 
 from gpt.commands.output import say, stream_text
-from gpt.commands.parsing import Options, add_device, add_model, at_least
+from gpt.commands.parsing import Options, add_device, add_model, at_least, seed
 from gpt.commands.tokenizers import given
 
 HELP = "continue a prompt"
@@ -33,7 +33,7 @@ def options(parser: ArgumentParser) -> None:
         "--repetition-penalty", type=float, help="above 1: tokens that have occurred become less likely"
     )
     parser.add_argument("--samples", type=at_least(1), default=1, help="how many continuations (default: 1)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     add_device(parser)
 
 

@@ -36,6 +36,16 @@ def at_least(lowest: int) -> Callable[[str], int]:
     return parse
 
 
+def seed(text: str) -> int:
+    """For argparse: an int that PyTorch's generators take."""
+    if not -(2**63) <= int(text) < 2**64:
+        raise argparse.ArgumentTypeError(f"must be in -2**63..2**64 - 1, got {text}")
+    return int(text)
+
+
+seed.__name__ = "int"
+
+
 def add_model(parser: argparse.ArgumentParser) -> None:
     names = ", ".join([DEFAULT_MODEL, *RELEASED])
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"{names} or a folder (default: {DEFAULT_MODEL})")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import TYPE_CHECKING
 
-from gpt.commands.output import say
+from gpt.commands.output import say, spelled
 from gpt.commands.parsing import Options
 from gpt.commands.tokenizers import CHOICES, given, named_tokenizer
 
@@ -76,14 +76,10 @@ def visible(piece: bytes) -> str:
 
 
 def _visible(character: str) -> str:
-    code = ord(character)
     if character in VISIBLE:
         return VISIBLE[character]
-    if 0xDC80 <= code <= 0xDCFF:  # how Python carries a byte that is not UTF-8
-        return f"\\x{code - 0xDC00:02x}"
-    if unicodedata.category(character)[0] in "LNPS":  # letters, numbers, punctuation, symbols
-        return character
-    return f"\\x{code:02x}" if code < 0x100 else f"U+{code:04X}"
+    # Letters, numbers, punctuation, symbols; all else is invisible or joins the character before it.
+    return character if unicodedata.category(character)[0] in "LNPS" else spelled(character)
 
 
 def columns(text: str) -> int:

@@ -46,5 +46,12 @@ def learns(name: str) -> bool:
 
 
 def given(text: str) -> str:
-    """The text of an argument; of "-", what standard input holds."""
-    return sys.stdin.read() if text == "-" else text
+    """The text of an argument; of "-", what standard input holds. Raises ValueError if that is no text."""
+    if text != "-":
+        return text
+    if sys.stdin is None:  # `<&-`
+        raise ValueError('standard input is closed, and "-" reads it')
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error

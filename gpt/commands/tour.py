@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import signal
 import time
 from argparse import ArgumentParser
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 from gpt.commands.attend import draw_attention
 from gpt.commands.material import from_text
 from gpt.commands.output import heading, optional_figures, say, scores, stream_text
-from gpt.commands.parsing import DEFAULT_MODEL, PYTHON_DOCS, Options
+from gpt.commands.parsing import DEFAULT_MODEL, PYTHON_DOCS, Options, seed
 from gpt.commands.train import draw_curve, windows
 from gpt.config import GPTConfig
 
@@ -20,7 +22,7 @@ EXAMPLES = ("", '--prompt "JULIET:"')
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("--prompt", default="ROMEO:", help="the text that the Shakespeare model continues")
     parser.add_argument("--seconds", type=float, default=60, help="how long the fresh model trains (default: 60)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--out", type=Path, default=Path("figures/tour"), help="folder for the figures")
 
 
@@ -34,6 +36,8 @@ def run(options: Options) -> None:
     from gpt.tokens import CharTokenizer
     from gpt.training import History, adamw, cosine_schedule, train
 
+    if not 0 < options.seconds < math.inf:
+        raise ValueError(f"--seconds must be above 0 and finite, got {options.seconds:g}")
     heading("1. A model that has read Shakespeare continues your prompt")
     model, tokenizer = load_pretrained(DEFAULT_MODEL), load_pretrained_tokenizer(DEFAULT_MODEL)
     text = stream_text(model, tokenizer, options.prompt, 400, Sampling(0.8, top_p=0.95), options.seed)
@@ -66,6 +70,8 @@ def run(options: Options) -> None:
         eval_interval=max(1, n_steps // 5),
         history=history,
     )
+    if history.stopped_early:  # nothing is to be saved: a signal ends the tour
+        raise KeyboardInterrupt if history.stopped_by == signal.SIGINT else SystemExit(128 + history.stopped_by)
     say(f"after {history.step} steps: {scores(data.score(model))}")
     files.extend(draw_curve(history, options.out / "training.png"))
     say("a sample:")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from gpt.commands.material import Material, is_token_file, material
 from gpt.commands.output import optional_figures, say, scores
-from gpt.commands.parsing import PRESETS, PYTHON_DOCS, TEXTS, Options, add_device, at_least
+from gpt.commands.parsing import PRESETS, PYTHON_DOCS, TEXTS, Options, add_device, at_least, seed
 from gpt.commands.tokenizers import CHOICES, learns, named_tokenizer
 from gpt.config import GPTConfig
 
@@ -56,7 +56,7 @@ def options(parser: ArgumentParser) -> None:
     add("--beta2", type=float, default=0.99, help="AdamW's memory of squared gradients (default: 0.99)")
     add("--average", type=float, help="decay of a moving average of the weights, such as 0.998")
     add("--precision", default="float32", help='"float32" (default), "bfloat16", "float16" (needs a GPU)')
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed, default=0)
     add("--log-interval", type=int, default=50)
     add("--eval-interval", type=int, default=250)
     add("--checkpoint-interval", type=int, default=500)
@@ -142,7 +142,7 @@ def tell(line: str) -> None:
         say(line)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):
-            print(f"standard output cannot be written ({error.strerror}); training continues", file=sys.stderr)
+            print(f"{error}; training continues", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

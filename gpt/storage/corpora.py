@@ -23,6 +23,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
+from gpt.support.checks import check_seed
 from gpt.support.files import atomic_file
 from gpt.tokens import Tokenizer
 
@@ -186,6 +187,7 @@ class RandomWindows:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if not isinstance(rank, int) or not 0 <= rank < world_size:
             raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank!r}")
+        check_seed("seed", seed)
         _check_ids(tokens, vocab_size)
         if len(tokens) < context_size + 1:
             raise ValueError(

@@ -7,6 +7,7 @@ each id in the vocabulary?) are asked only where `eager_on_cpu` says that the an
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,6 +36,22 @@ def check_size(name: str, value: Any, least: int = 1) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf) -> None:
+    """An int or a float (not a bool) of at least `least`; nan is not."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not value >= least:
+        raise ValueError(f"{name} must be a number of at least {least}, got {value}")
+
+
+def check_seed(name: str, value: Any) -> None:
+    """What PyTorch's generators take: an int of at most 64 bits."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not -(2**63) <= value < 2**64:
+        raise ValueError(f"{name} must be in -2**63..2**64 - 1, got {value}")
 
 
 def check_dropout(name: str, p: Any) -> None:
@@ -89,6 +106,8 @@ def check_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
         raise ValueError(f"batch axes of query, key and value must broadcast to each other, got {sizes}") from None
     if mask is None:
         return
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask must be a boolean tensor, or None, got {type(mask).__name__}")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be boolean (True = may look), got {mask.dtype}; a 0/1 mask becomes one by .bool()")
     check_broadcast("mask", mask.shape, (*batch, queries, keys))

@@ -239,14 +239,21 @@ def test_a_mistake_ends_with_code_2_and_one_line(
 
 
 @pytest.mark.parametrize(
-    "arguments",
-    [["fly"], [], ["stats", "gpt3"], ["train"], ["stats", "tiny", "--context", "0"], ["generate", "--samples", "0"]],
+    ("arguments", "message"),
+    [
+        (["fly"], "python -m gpt: argument command: invalid choice: 'fly'.* \\(see python -m gpt --help\\)"),
+        ([], "python -m gpt: .*required: command"),
+        (["stats", "gpt3"], "python -m gpt stats: argument preset: .*gpt3.* \\(see python -m gpt stats --help\\)"),
+        (["train"], "python -m gpt train: .*required: text"),
+        (["stats", "tiny", "--context", "0"], "--context: must be at least 1, got 0"),
+        (["generate", "--samples", "0"], "--samples: must be at least 1, got 0"),
+        (["tour", "--seconds", "nan"], "--seconds must be above 0 and finite, got nan"),
+    ],
 )
-def test_what_the_parser_refuses_has_code_2(gpt, arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        gpt.__main__.main(arguments)
-    assert end.value.code == 2
-    assert "usage: python -m gpt" in capsys.readouterr().err
+def test_what_the_parser_refuses_has_code_2_and_one_line(command, arguments, message):
+    code, out, error = command(*arguments)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert re.search(message, error)
 
 
 @pytest.mark.parametrize(
@@ -506,13 +513,19 @@ def test_resume_without_a_checkpoint_says_so(command, text_file, tmp_path):
 # --- a run that is cut off
 
 
+def heeds_a_closed_terminal():
+    """Also where the tests themselves run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.fixture
 def training(text_file, tmp_path):
     """Start `train` of many steps in a process of its own; returns it once it has begun, and its folder."""
 
     def start(**streams):
         arguments = ["train", text_file, *TINY, "--steps", 100_000, "--log-interval", 5, "--out", tmp_path / "run"]
-        process = subprocess.Popen([sys.executable, "-u", "-m", "gpt", *map(str, arguments)], **streams)
+        program = [sys.executable, "-u", "-m", "gpt", *map(str, arguments)]
+        process = subprocess.Popen(program, preexec_fn=heeds_a_closed_terminal, **streams)
         while not (tmp_path / "run" / ".lock").exists():
             assert process.poll() is None
             time.sleep(0.05)
@@ -551,7 +564,7 @@ def test_a_full_disk_under_the_log_loses_no_run(text_file, tmp_path):
     with open("/dev/full", "w") as full:
         program = [sys.executable, "-m", "gpt", *map(str, arguments)]
         ended = subprocess.run(program, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert (ended.returncode, "standard output cannot be written (No space left" in ended.stderr) == (0, True)
+    assert (ended.returncode, "standard output could not be written (No space left" in ended.stderr) == (0, True)
     assert (tmp_path / "checkpoints" / "step-00000004" / "SHA256SUMS").exists()
     assert (tmp_path / "best" / "record.json").exists()
 
@@ -581,3 +594,161 @@ def test_a_model_with_more_ids_than_its_tokenizer_has_tokens_still_writes_text(g
     code, out, err = command("generate", "--model", tmp_path, "--prompt", "ab", "--tokens", 30)
     assert (code, err) == (0, "")
     assert len(out) == len("ab") + 30 + 1
+
+
+# --- how a command ends
+
+
+def python_m_gpt(*arguments, **options):
+    line = [sys.executable, "-m", "gpt", *map(str, arguments)]
+    return subprocess.run(line, text=True, stderr=subprocess.PIPE, check=False, timeout=100, **options)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["--version"], ["stats", "tiny"], ["generate", "--tokens", "3"]]
+)
+@pytest.mark.parametrize("buffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments, buffered):
+    with open("/dev/full", "w") as full:
+        done = python_m_gpt(*arguments, stdout=full, env={**os.environ, "PYTHONUNBUFFERED": buffered})
+    assert done.returncode == 2
+    assert re.fullmatch("python -m gpt.*: .*standard output could not be written.*\n", done.stderr)
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_a_command_with_128_and_its_number(signal_name):
+    number = getattr(signal, signal_name, None)
+    if number is None or sys.platform == "win32":
+        pytest.skip("Windows has other signals")
+    line = [sys.executable, "-m", "gpt", "generate", "--prompt", "ROMEO:", "--tokens", "1000000"]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.read(8).startswith("ROMEO:")  # it is drawing now
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (128 + number, "")
+
+
+def test_a_signal_removes_the_files_in_progress_and_the_handlers_are_put_back(gpt, command, monkeypatch, tmp_path):
+    def written(options):
+        with gpt.files.atomic_file(tmp_path / "file"):
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("gpt.commands.stats.run", written)
+    with pytest.raises(SystemExit) as end:
+        command("stats", "tiny")
+    assert end.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_that_is_ignored_stays_ignored(command, monkeypatch):
+    monkeypatch.setattr("gpt.commands.stats.run", lambda options: signal.raise_signal(signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert command("stats", "tiny") == (0, "", "")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class PanicException(BaseException):
+    """What pyo3 makes of a panic in Rust."""
+
+    __module__ = "pyo3_runtime"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "out of memory: choose smaller sizes or another device"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), "out of memory.*Tried 2 GiB"),
+        (RuntimeError("[enforce fail at x.cpp] DefaultCPUAllocator: can't allocate memory"), "out of memory.*enforce"),
+        (PanicException("called `Option::unwrap()`"), "a library gave up on this input .*unwrap"),
+        (ValueError("a\nb\x1b[2J\u202ec\udcff"), r"stats: a b\\x1b\[2JU\+202Ec\\xff$"),
+        (ValueError("start" + "x" * 10_000 + "end"), r"stats: startx+ \.\.\. x+end$"),
+        (ValueError(), "stats: ValueError$"),
+    ],
+)
+def test_an_error_is_one_short_line_that_a_terminal_shows_and_does_not_obey(command, monkeypatch, error, message):
+    def fails(options):
+        raise error
+
+    monkeypatch.setattr("gpt.commands.stats.run", fails)
+    code, out, said = command("stats", "tiny")
+    assert (code, out, said.count("\n")) == (2, "", 1)
+    assert len(said) < 700
+    assert re.search(message, said)
+
+
+def test_a_fault_of_the_package_itself_keeps_its_traceback(command, monkeypatch):
+    def fails(options):
+        raise KeyError("config")
+
+    monkeypatch.setattr("gpt.commands.stats.run", fails)
+    with pytest.raises(KeyError):
+        command("stats", "tiny")
+
+
+def test_real_memory_that_runs_out_is_one_line():
+    if not sys.platform.startswith("linux"):
+        pytest.skip("only Linux holds a process to RLIMIT_AS")
+    program = """
+        import resource, sys, torch, gpt.training, gpt.storage.pretrained
+        from gpt.__main__ import main
+        resource.setrlimit(resource.RLIMIT_AS, (2**33, resource.RLIM_INFINITY))
+        sys.exit(main(["train", "python-docs", "--n-embd", "65536", "--n-layer", "2", "--out", sys.argv[1]]))
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program), os.devnull]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch("python -m gpt train: out of memory: .*\n", done.stderr)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_generated_text_is_shown_to_a_terminal_and_given_exactly_to_a_file(gpt, terminal, monkeypatch):
+    drawn = iter("\x1b[2J\u202e".encode())
+
+    class Speller(gpt.GPT):
+        def head(self, hidden):
+            return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
+
+    out = io.StringIO()
+    out.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdout", out)
+    text = stream_text(
+        Speller(gpt.GPTConfig.tiny()), gpt.BPETokenizer([], special_tokens=()), "x\n", 7, gpt.Sampling(), 0
+    )
+    assert text == "x\n\x1b[2J\u202e"
+    assert out.getvalue() == ("x\n\\x1b[2JU+202E\n" if terminal else "x\n\x1b[2J\u202e\n")
+
+
+def test_a_name_that_would_steer_the_terminal_is_shown(command, tmp_path):
+    path = tmp_path / "a\x1b]0;title\x07.txt"
+    path.write_text("abc")
+    assert command("data", path) == (0, f"{tmp_path}/a\\x1b]0;title\\x07.txt: 3 characters\n", "")
+
+
+@pytest.mark.parametrize(("stdin", "message"), [(b"a\xff", "UTF-8|Unicode"), (None, "standard input is closed")])
+def test_standard_input_that_is_no_text_is_one_line(command, monkeypatch, stdin, message):
+    monkeypatch.setattr(sys, "stdin", None if stdin is None else io.TextIOWrapper(io.BytesIO(stdin), "utf-8"))
+    code, _, error = command("tokenize", "-", "--tokenizer", "char")
+    assert (code, error.count("\n")) == (2, 1)
+    assert re.search(message, error)
+
+
+def test_closed_streams_end_as_open_ones(tmp_path):
+    for redirect, arguments, code in ((">&-", "stats tiny", 0), ("2>&-", "stats no", 2), (">&- 2>&-", "stats no", 2)):
+        line = f"{shlex.quote(sys.executable)} -m gpt {arguments} {redirect}"
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_the_tour_ends_with_130_when_its_training_is_interrupted(command, monkeypatch, tmp_path):
+    def interrupted(*arguments, history, **options):
+        history.stopped_by = signal.SIGINT
+
+    monkeypatch.setattr("gpt.training.train", interrupted)
+    monkeypatch.setattr("gpt.commands.tour.steps_in", lambda seconds, config: 20)
+    assert command("tour", "--out", tmp_path)[0] == 130
