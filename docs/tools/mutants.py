@@ -58,12 +58,13 @@ def mutants(code: Part) -> Iterator[Mutant]:
     tree = parsed(code)
     allowed = _arithmetic(tree)
     for i, old in enumerate(ast.walk(tree)):
-        if id(old) not in allowed:
+        if not isinstance(old, ast.expr) or id(old) not in allowed:
             continue
         for new in changes(old):
             changed = copy.deepcopy(tree)
             place = list(ast.walk(changed))[i]
-            whole = ast.fix_missing_locations(_Replaced(place, new).visit(changed))
+            _Replaced(place, new).visit(changed)
+            whole = ast.fix_missing_locations(changed)
             yield Mutant(claim_at(code, old.lineno), old.lineno, f"{ast.unparse(old)} -> {ast.unparse(new)}", whole)
 
 
@@ -97,8 +98,9 @@ def _arithmetic(tree: ast.AST) -> set[int]:
             continue
         if isinstance(node, ast.JoinedStr | ast.keyword | ast.Import | ast.ImportFrom):
             continue
-        number = isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) > 1e-4
-        if isinstance(node, ast.BinOp | ast.UnaryOp) or _transpose(node) or (number and inside):
+        number = isinstance(node, ast.Constant) and isinstance(node.value, int | float) and node.value > 1e-4
+        sign = isinstance(node, ast.UnaryOp) and (inside or not isinstance(node.operand, ast.Constant))  # no dim=-1
+        if isinstance(node, ast.BinOp) or sign or _transpose(node) or (number and inside):
             found.add(id(node))
         below = isinstance(node, ast.BinOp) or (inside and isinstance(node, ast.UnaryOp))
         children = [node.value] if isinstance(node, ast.Subscript) else ast.iter_child_nodes(node)
@@ -118,7 +120,8 @@ def changes(node: ast.expr) -> Iterator[ast.expr]:
             yield ast.BinOp(node.left, swapped(), node.right)
         if isinstance(node.op, ast.Add | ast.Sub):  # a term is missing
             yield node.left
-        yield ast.BinOp(ast.Constant(2), ast.Mult(), node)
+        if not isinstance(node.op, ast.Sub):  # a difference is often 0, and twice 0 is no error
+            yield ast.BinOp(ast.Constant(2), ast.Mult(), node)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         yield node.operand
     elif isinstance(node, ast.Attribute):
@@ -173,7 +176,9 @@ def judge(guide: Path, each: int = 6, seed: int = 0) -> dict[str, list[tuple[Mut
 
 def main(arguments: list[str]) -> int:
     """The command; 1 if there is a claim of which no mutant was killed."""
-    parser = argparse.ArgumentParser(prog="python -m docs.tools.mutants", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.tools.mutants", description="Can the checks of a guide's claims fail?"
+    )
     parser.add_argument("guides", nargs="*", type=Path, metavar="GUIDE", help="a Markdown file with claims")
     parser.add_argument("--each", type=int, default=6, help="how many mutants of a claim are run at most")
     parser.add_argument("--seed", type=int, default=0, help="which of them")
