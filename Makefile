@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types lab book serve guides notebooks figures bench soak model clean
+.PHONY: help run test lint types lab book serve guides mutants notebooks figures bench soak model clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ serve: book  ## open the book in a browser
 
 guides: $(READY)  ## write what the guides' code prints into the guides
 	$(PY) -m docs.tools.guides --update
+
+mutants: $(READY)  ## put errors into the guides' formulas: which checks do not object?
+	OMP_NUM_THREADS=1 $(PY) -m docs.tools.mutants
 
 notebooks: $(READY)  ## run the chapters and store what they print
 	$(PY) -m docs.tools.chapters
