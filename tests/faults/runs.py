@@ -61,6 +61,8 @@ def _answer(pipe: Connection, log: Path, function: Callable[..., Any], *argument
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may ignore them: `&`, nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     pipe.send("begun")
     try:
         answer = function(*arguments)
