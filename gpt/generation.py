@@ -7,7 +7,7 @@ DEEP_THEORY_GUIDE.md, Part 8.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gpt.model import GPT, check_ids
 from gpt.support.modules import evaluation_mode
+
+LARGEST = sys.float_info.max  # an int may be larger, and is then no number for a tensor
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-        if not 0 <= self.temperature < math.inf:
+        if not 0 <= self.temperature <= LARGEST:
             raise ValueError(f"temperature must be at least 0 (0 is greedy) and finite, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be an int of at least 1, or None for all tokens, got {self.top_k}")
@@ -63,7 +65,7 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], or None for all tokens, got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], or None for all tokens, got {self.min_p}")
-        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < math.inf:
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty <= LARGEST:
             raise ValueError(f"repetition_penalty must be above 0 and finite, or None, got {self.repetition_penalty}")
 
     def probabilities(
@@ -102,6 +104,8 @@ class Sampling:
             raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
         if not logits.is_floating_point():
             raise TypeError(f"logits must be floating-point, got {logits.dtype}")
+        if logits.dim() < 1 or logits.shape[-1] == 0:
+            raise ValueError(f"logits must have the shape [..., V] with V at least 1, got {list(logits.shape)}")
         if self.repetition_penalty not in (None, 1):
             logits = _penalised(logits, seen, self.repetition_penalty)
         if not logits.amax(dim=-1).isfinite().all():
@@ -116,7 +120,7 @@ class Sampling:
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
         # The largest logit becomes 0 before the division, so that no temperature, however small, overflows.
-        scaled = (logits - largest) / max(self.temperature, torch.finfo(logits.dtype).tiny)
+        scaled = (logits - largest) / max(float(self.temperature), torch.finfo(logits.dtype).tiny)
         if self.top_k is None and self.top_p in (None, 1) and self.min_p in (None, 0):
             return scaled.softmax(dim=-1)
         order = logits.argsort(dim=-1, descending=True, stable=True)

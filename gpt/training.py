@@ -83,7 +83,7 @@ def adamw(
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     kept = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(float(betas[0]), float(betas[1])), fused=True)
 
 
 def cosine_schedule(step: int, peak: float, warmup: int, total: int, floor: float = 0.0) -> float:
@@ -273,10 +273,13 @@ class Run:
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function of the step, or None, got {schedule!r}")
         at_least_one("accumulation", accumulation)
-        if precision not in PRECISIONS:
+        if not isinstance(precision, str) or precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
         if precision == "float16" and self.device.type == "cpu":
             raise ValueError("precision float16 needs a GPU; on the CPU use bfloat16 or float32")
+        for name, value in [("max_grad_norm", max_grad_norm), ("average", average)]:
+            if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+                raise TypeError(f"{name} must be a number, or None, got {value!r}")
         if max_grad_norm is not None and not max_grad_norm > 0:
             raise ValueError(f"max_grad_norm must be above 0, or None for no bound, got {max_grad_norm}")
         if average is not None and not 0 <= average < 1:

