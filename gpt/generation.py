@@ -7,7 +7,7 @@ DEEP_THEORY_GUIDE.md, Part 8.
 
 from __future__ import annotations
 
-import sys
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
@@ -19,8 +19,6 @@ from torch import Tensor
 
 from gpt.model import GPT, check_ids
 from gpt.support.modules import evaluation_mode
-
-LARGEST = sys.float_info.max  # an int may be larger, and is then no number for a tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, Real) or isinstance(value, bool)):
                 raise TypeError(f"{name} must be a number, got {value!r}")
-        if not 0 <= self.temperature <= LARGEST:
+        if not _is_finite(self.temperature) or self.temperature < 0:
             raise ValueError(f"temperature must be at least 0 (0 is greedy) and finite, got {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k must be an int of at least 1, or None for all tokens, got {self.top_k}")
@@ -65,7 +63,9 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], or None for all tokens, got {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise ValueError(f"min_p must be in [0, 1], or None for all tokens, got {self.min_p}")
-        if self.repetition_penalty is not None and not 0 < self.repetition_penalty <= LARGEST:
+        if self.repetition_penalty is not None and not (
+            _is_finite(self.repetition_penalty) and self.repetition_penalty > 0
+        ):
             raise ValueError(f"repetition_penalty must be above 0 and finite, or None, got {self.repetition_penalty}")
 
     def probabilities(
@@ -133,6 +133,14 @@ class Sampling:
         if self.min_p is not None:
             p = _renormalised(p, p >= self.min_p * p[..., :1])
         return torch.zeros_like(p).scatter(-1, order, p)
+
+
+def _is_finite(value: float) -> bool:
+    """Also for an int of hundreds of digits, which no tensor can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _penalised(logits: Tensor, seen: Tensor | None, penalty: float) -> Tensor:

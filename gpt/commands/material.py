@@ -46,7 +46,8 @@ def is_token_file(name: str) -> bool:
     if not Path(name).is_file():
         return False
     with open(name, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        head = file.read(len(MAGIC))
+    return len(head) > 1 and MAGIC.startswith(head)  # also one of which only the first bytes are left
 
 
 def material(name: str, tokenizer: Tokenizer) -> Material:

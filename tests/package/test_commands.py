@@ -752,3 +752,10 @@ def test_the_tour_ends_with_130_when_its_training_is_interrupted(command, monkey
     monkeypatch.setattr("gpt.training.train", interrupted)
     monkeypatch.setattr("gpt.commands.tour.steps_in", lambda seconds, config: 20)
     assert command("tour", "--out", tmp_path)[0] == 130
+
+
+def test_a_token_file_of_which_only_the_first_bytes_are_left_is_named(command, tmp_path):
+    path = tmp_path / "text.tokens"
+    path.write_bytes(b"GPTT")
+    code, _, error = command("evaluate", path)
+    assert (code, str(path) in error) == (2, True)
