@@ -275,7 +275,7 @@ def signals(seed: int, tries: int, folder: Path) -> Tally:
         child.send(sent)
         answer = child.wait()
         faults = faults_in(run) if name == "train" else []
-        if answer not in (0, 128 + sent):
+        if answer not in (0, 128 + sent, -sent):  # the last: it came before the command began, or after its end
             faults.append(f"ended with {answer}")
         printed = log.read_text(errors="replace")
         swallowed = "Exception ignored in" in printed  # it fell into a destructor, where Python lets no exception out
@@ -287,7 +287,8 @@ def signals(seed: int, tries: int, folder: Path) -> Tally:
         if faults:
             tally.bad(f"{said}: {'; '.join(faults)}")
         else:
-            ended = "ended itself or saved" if answer == 0 else "ended with 128 + number"
+            other = {0: "ended itself or saved", -sent: "before or after the command"}
+            ended = other.get(answer, "ended with 128 + number")
             tally.good("swallowed by Python" if swallowed else ended)
         if name == "train":
             check_the_end(run, reference, learn_by_command, tally, said)

@@ -622,7 +622,8 @@ def test_a_signal_ends_a_command_with_128_and_its_number(signal_name):
     if number is None or sys.platform == "win32":
         pytest.skip("Windows has other signals")
     line = [sys.executable, "-m", "gpt", "generate", "--prompt", "ROMEO:", "--tokens", "1000000"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(line, preexec_fn=heeds_a_closed_terminal, text=True, **streams)
     assert process.stdout is not None
     assert process.stdout.read(8).startswith("ROMEO:")  # it is drawing now
     process.send_signal(number)
