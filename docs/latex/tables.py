@@ -58,7 +58,7 @@ def tables() -> dict[str, str]:
 
 
 def blanks() -> dict[str, str]:
-    """The computed ones for the worksheet worksheet.tex: blanks to fill in, and the sum of each row to check them by."""
+    """The computed ones for worksheet.tex: blanks to fill in, and the sum of each row to check them by."""
     before = Pass.of(example.example_parameters())
     return {f"blank.{name}": _blank(*table) for name, table in _computed(before, before.stepped()).items()}
 

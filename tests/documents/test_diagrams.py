@@ -121,7 +121,7 @@ def test_latex_alone_builds_each_document_and_git_sees_nothing_new(tmp_path, fol
 
 @needs_latex
 def test_every_document_has_as_many_pages_as_it_should(built):
-    expected = {"CONTROL_FLOW_DIAGRAM": len(PAGES), "cheatsheet": 2, "worked_example": 4, "worksheet": 5}
+    expected = {"CONTROL_FLOW_DIAGRAM": len(PAGES), "cheatsheet": 2, "worked_example": 4, "worksheet": 6}
     for name, pages in expected.items():
         log = (built / "pdf" / f"{name}.log").read_text(errors="replace")
         assert f"({pages} page" in log.replace("\n", ""), f"{name} should have {pages} pages"
