@@ -4,7 +4,8 @@
 
 LATEX_BUILD    ?= docs/_build
 LATEX_FIGURES  ?= figures/diagrams
-LATEX_SOURCES  := CONTROL_FLOW_DIAGRAM.tex docs/latex/cheatsheet.tex docs/latex/worked_example.tex
+LATEX_SOURCES  := CONTROL_FLOW_DIAGRAM.tex docs/latex/cheatsheet.tex docs/latex/worked_example.tex \
+                  docs/latex/worksheet.tex
 LATEX_DIAGRAMS  = $(LATEX_BUILD)/pdf/CONTROL_FLOW_DIAGRAM.pdf
 LATEX_PAGES    := 1_model 2_block 3_attention 4_training 5_generation 6_gradients
 LATEX_PACKAGES := texlive-latex-base texlive-latex-extra texlive-pictures latexmk poppler-utils chktex

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from docs.latex.tables import tables
+from docs.latex.tables import blanks, tables
 from gpt import GPTConfig, backward, figures, scale, train
 from gpt.lessons import example
 from gpt.lessons.paper import number
@@ -141,7 +141,7 @@ def main(folder: str) -> None:
     lines += [f"\\definecolor{{{name.lower()}}}{{HTML}}{{{getattr(figures, name)[1:]}}}" for name in COLOURS]
     lines += [f"\\setnum{{{key}}}{{{value}}}" for key, value in numbers().items()]
     (path / "numbers.tex").write_text("\n".join(lines) + "\n")
-    lines = [lines[0], *(f"\\settable{{{name}}}{{{text}}}" for name, text in tables().items())]
+    lines = [lines[0], *(f"\\settable{{{name}}}{{{text}}}" for name, text in (tables() | blanks()).items())]
     (path / "tables.tex").write_text("\n".join(lines) + "\n")
 
 

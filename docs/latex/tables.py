@@ -1,4 +1,4 @@
-"""The tables of WORKED_EXAMPLE.md as LaTeX, for the hand-out worked_example.tex beside this file.
+"""The tables of WORKED_EXAMPLE.md as LaTeX, for the hand-out worked_example.tex and worksheet.tex beside this file.
 
 numbers.py writes them.
 """
@@ -54,8 +54,17 @@ def tables() -> dict[str, str]:
     after = before.stepped()
     whole = {name: _tabular(*table, digits=0) for name, table in _embeddings(before.params).items()}
     halves = {name: _tabular(*table, digits=1) for name, table in _matrices(before.params).items()}
-    computed = _forward(before.value) | _backward_to_attention(before) | _backward_to_words(before) | _new(after)
-    return whole | halves | {name: _tabular(*table) for name, table in computed.items()}
+    return whole | halves | {name: _tabular(*table) for name, table in _computed(before, after).items()}
+
+
+def blanks() -> dict[str, str]:
+    """The computed ones for worksheet.tex: blanks to fill in, and the sum of each row to check them by."""
+    before = Pass.of(example.example_parameters())
+    return {f"blank.{name}": _blank(*table) for name, table in _computed(before, before.stepped()).items()}
+
+
+def _computed(before: Pass, after: Pass) -> dict[str, Table]:
+    return _forward(before.value) | _backward_to_attention(before) | _backward_to_words(before) | _new(after)
 
 
 # --- each function gives name -> table, in the order of the hand-out
@@ -186,4 +195,14 @@ def _tabular(corner: str, values: np.ndarray, rows: list[str], columns: list[str
     for name, row in zip(rows, values, strict=True):
         cells = [r"$\cdot$" if np.isnan(entry) else f"${number(entry, digits)}$" for entry in row]
         lines.append(" & ".join([name, *cells]) + r"\\")
+    return "\n".join([*lines, r"\bottomrule\end{tabular}"])
+
+
+def _blank(corner: str, values: np.ndarray, rows: list[str], columns: list[str]) -> str:
+    """A tabular with a line to write on for each entry. Three digits of a sum bear the rounding of its terms."""
+    head = " & ".join([corner, *columns, r"$\Sigma$"])
+    lines = [f"\\begin{{tabular}}[t]{{@{{}}l*{{{len(columns) + 1}}}{{r}}@{{}}}}\\toprule", head + r"\\\midrule"]
+    for name, row in zip(rows, values, strict=True):
+        cells = [r"$\cdot$" if np.isnan(entry) else r"\blank" for entry in row]
+        lines.append(" & ".join([name, *cells, f"${number(np.nansum(row), 3)}$"]) + r"\\")
     return "\n".join([*lines, r"\bottomrule\end{tabular}"])

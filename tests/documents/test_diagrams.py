@@ -98,6 +98,8 @@ def test_another_word_is_another_picture(tmp_path):
         ("", "docs/latex/worked_example.tex"),
         ("docs/latex", "cheatsheet.tex"),
         ("docs/latex", "worked_example.tex"),
+        ("", "docs/latex/worksheet.tex"),
+        ("docs/latex", "worksheet.tex"),
     ],
 )
 def test_latex_alone_builds_each_document_and_git_sees_nothing_new(tmp_path, folder, document):
@@ -119,7 +121,7 @@ def test_latex_alone_builds_each_document_and_git_sees_nothing_new(tmp_path, fol
 
 @needs_latex
 def test_every_document_has_as_many_pages_as_it_should(built):
-    expected = {"CONTROL_FLOW_DIAGRAM": len(PAGES), "cheatsheet": 2, "worked_example": 4}
+    expected = {"CONTROL_FLOW_DIAGRAM": len(PAGES), "cheatsheet": 2, "worked_example": 4, "worksheet": 6}
     for name, pages in expected.items():
         log = (built / "pdf" / f"{name}.log").read_text(errors="replace")
         assert f"({pages} page" in log.replace("\n", ""), f"{name} should have {pages} pages"
@@ -232,6 +234,19 @@ def test_the_tables_of_the_hand_out_stand_in_the_worked_example():
             width = 4 if name in ("qkv", "dqkv") else len(cells)  # there, Q, K and V are tables of their own
             for start in range(0, len(cells), width):
                 assert "|".join(cells[start : start + width]) in rows, f"{name}: {line}"
+
+
+def test_the_worksheet_gives_the_sums_of_what_it_leaves_blank():
+    filled, blank = tables.tables(), tables.blanks()
+    assert {name.removeprefix("blank.") for name in blank} == filled.keys() - {"E", "P", "WO", "Wqkv", "units"}
+    for name, text in blank.items():
+        both = (table.splitlines()[2:-1] for table in (filled[name.removeprefix("blank.")], text))
+        for full, empty in zip(*both, strict=True):
+            full, empty = ([cell.strip("$\\") for cell in line.split(" & ")] for line in (full, empty))
+            entries = [float(cell) for cell in full[1:] if cell != "cdot"]
+            assert empty[0] == full[0]
+            assert empty[1:-1] == ["blank" if cell != "cdot" else cell for cell in full[1:]]
+            assert abs(float(empty[-1]) - sum(entries)) < 5.1e-4 + 5e-5 * len(entries), f"{name}: {empty[0]}"
 
 
 def test_every_claim_that_a_document_names_stands_in_a_guide():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from tests.comparing import close
+
+GUIDE = Path(__file__).parents[2] / "WORKED_EXAMPLE.md"
 
 
 @pytest.fixture
@@ -66,3 +71,20 @@ def test_the_second_the_tells_more_from_fewer(gpt):
     )
     close(more_logits[0, 0], fewer_logits[0, 0])
     assert np.abs(more_logits[0, 2] - fewer_logits[0, 2]).max() > 0.1
+
+
+def test_the_map_names_tables_that_stand_in_their_sections():
+    text = GUIDE.read_text("utf-8")
+    drawn = re.search(r"\*\*The map\.\*\*.*?```\n(.*?)```", text, re.S)[1]
+    sections = dict(re.findall(r"^### (\d+)\. (.*?)(?=^##)", text + "\n##", re.M | re.S))
+    edges = re.findall(r"(?<![\w.])(\d+) ((?:[^\W\d][^ ,.\n]*(?:, )?)+)", drawn)
+    names = [(number, name) for number, listed in edges for name in re.split(", ?", listed) if name]
+    assert len(names) > 35
+    for number, name in names:
+        tables = [line for line in sections[number].splitlines() if line.startswith("|")]
+        words = {word for line in tables for word in re.split(r"[ ,|*]+", line)}
+        assert name in words, f"section {number} has no table {name}"
+    tags = re.findall(r"\((W\.\d+)\)", drawn)
+    assert set(tags) <= set(re.findall(r"\\tag\{(.*?)\}", text))
+    for tag, number in re.findall(r"\((W\.\d+)\) +(\d+) ", drawn):
+        assert tag in sections[number], f"section {number} does not use ({tag})"
