@@ -163,7 +163,7 @@ def _begin(folder: Path, plan: dict[str, Any], tokenizer: Tokenizer) -> None:
 
 def _pairs(begun: dict[str, Any], plan: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """(name, then, now) of all that must be the same, the sources one by one."""
-    for name in plan.keys() - {"sources"}:
+    for name in [name for name in plan if name != "sources"]:
         yield name, begun.get(name), plan[name]
     sources = begun.get("sources")
     for i, (then, now) in enumerate(zip_longest(sources if isinstance(sources, list) else [], plan["sources"])):
