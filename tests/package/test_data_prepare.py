@@ -362,7 +362,9 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_kept(gpt, tokenizer, so
 
 def test_two_runs_do_not_write_to_one_folder(gpt, tokenizer, sources, tmp_path):
     (tmp_path / "out").mkdir()
-    program = "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    program = (
+        "import sys, filelock as f; lock = f.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=1); input()"
+    )
     path = str(tmp_path / "out" / ".lock")
     with subprocess.Popen(
         [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
