@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.comparing import close
@@ -79,16 +79,20 @@ def whole(tokenizer, paths):
 # --- where a text is cut
 
 
-@settings(max_examples=300, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, database=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=60), st.integers(1, 40), st.integers(2, 50), st.integers(1, 20))
-def test_the_ids_of_the_parts_are_those_of_the_whole(gpt, tokenizer, tmp_path_factory, pieces, part, window, chunk):
+@example(["a", "\u3000", "  ", "to"], 3, 50, 20)  # the window begins inside a character that is white space
+def test_the_parts_have_the_words_and_ids_of_the_whole(gpt, tokenizer, tmp_path_factory, pieces, part, window, chunk):
     path = tmp_path_factory.getbasetemp() / "pieces.txt"
     path.write_bytes("".join(pieces).encode())
+    text = path.read_text("utf-8-sig")
     with mock.patch.multiple(gpt.preparation, WINDOW=window, CHUNK=chunk):
         cuts = gpt.preparation.places(path, part_bytes=part)
-        parts = [gpt.preparation.read_text(path, start, stop) for start, stop in pairwise(cuts)]
-        ids = [i for text in parts for i in gpt.preparation.encoded(tokenizer, text)]
-    assert ids == tokenizer.encode(path.read_text("utf-8-sig"), allowed_special="all")
+        parts = [list(gpt.preparation.read_text(path, start, stop)) for start, stop in pairwise(cuts)]
+    words = [word for chunks in parts for word in gpt.tokens.pretokenize("".join(chunks))]
+    assert words == gpt.tokens.pretokenize(text)
+    ids = [i for chunks in parts for i in gpt.preparation.encoded(tokenizer, chunks)]
+    assert ids == tokenizer.encode(text, allowed_special="all")
 
 
 def test_a_text_is_cut_at_the_first_safe_place_after_each_part(gpt, tmp_path):
