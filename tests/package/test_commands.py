@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from gpt.commands import material, parsing, tokenize
-from gpt.commands.data import chunks, encoded
+from gpt.commands.data import chunks
 from gpt.commands.output import stream_text
 from gpt.storage.corpora import load_text
+from gpt.storage.preparation import encoded
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +499,7 @@ def test_a_text_in_chunks_has_the_ids_of_the_whole(gpt, tmp_path, monkeypatch):
     text = "to be, or not<|endoftext|> to be: é 好 " * 20
     path = tmp_path / "text.txt"
     path.write_text(text)
-    monkeypatch.setattr("gpt.commands.data.CHUNK", 7)
+    monkeypatch.setattr("gpt.storage.preparation.CHUNK", 7)
     tokenizer = gpt.BPETokenizer.train(text, 10)
     assert "".join(chunks(str(path))) == text
     assert list(encoded(tokenizer, chunks(str(path)))) == tokenizer.encode(text, allowed_special="all")
