@@ -41,7 +41,8 @@ PIECES = [
     "\x85",
     "\x1c",
 ]
-PIECES += ["\U0001f600", "<|endoftext|>", "<|endof", "text|>", "\u0301", "\ufeff"]
+END = "<|endoftext|>"
+PIECES += ["\U0001f600", END, "<|endof", "text|>", "\u0301", "\ufeff"]
 
 
 @pytest.fixture(scope="module")
@@ -100,24 +101,26 @@ def test_a_text_is_cut_at_the_first_safe_place_after_each_part(gpt, tmp_path):
     path.write_text("好好好 好好好\n" * 100)
     cuts = gpt.preparation.places(path, part_bytes=100)
     assert cuts == [0, *range(109, 2000, 100), 2000]  # before a space; 100 itself is in the middle of a line
-    path.write_text("x" * 1000)
-    assert gpt.preparation.places(path, part_bytes=100) == [0, 1000]
+    path.write_text("x" * 250 + " " + "x" * 250)
+    assert gpt.preparation.places(path, part_bytes=100) == [0, 250, 501]
 
 
 @settings(max_examples=100, deadline=None, database=None)
 @given(
     st.lists(st.sampled_from(["--\n", "--", "\n", "a b", " --\n", "--\r\n", "c\n"]), max_size=40), st.integers(1, 20)
 )
-def test_a_line_that_is_the_separator_ends_a_document(gpt, tokenizer, tmp_path_factory, pieces, part):
+def test_a_line_that_is_the_separator_ends_a_document(gpt, tmp_path_factory, pieces, part):
     path = tmp_path_factory.getbasetemp() / "documents.txt"
     path.write_bytes("".join(pieces).encode())
     lines = path.read_text().splitlines(keepends=True)
-    expected = "".join("<|endoftext|>" if line.rstrip("\n") == "--" else line for line in lines)
+    expected = "".join(END if line.rstrip("\n") == "--" else line for line in lines)
     with mock.patch.multiple(gpt.preparation, CHUNK=5):
         cuts = gpt.preparation.places(path, "--", part)
-        parts = [gpt.preparation.read_text(path, start, stop) for start, stop in pairwise(cuts)]
-        marked = "".join(piece for text in parts for piece in gpt.preparation._marked(text, "--"))
-    assert marked == expected
+        texts = [gpt.preparation.read_text(path, start, stop) for start, stop in pairwise(cuts)]
+        parts = ["".join(gpt.preparation._marked(text, "--")) for text in texts]
+    assert "".join(parts) == expected
+    words = [word for text in parts for document in text.split(END) for word in gpt.tokens.pretokenize(document)]
+    assert words == [word for document in expected.split(END) for word in gpt.tokens.pretokenize(document)]
 
 
 # --- the folder
