@@ -12,20 +12,14 @@ from __future__ import annotations
 import codecs
 import io
 import json
-import multiprocessing
-import os
 import re
-import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, count, pairwise, zip_longest
 from pathlib import Path
-from threading import Thread
-from typing import Any, BinaryIO, Protocol, TypeVar
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -33,6 +27,7 @@ from gpt.storage.shards import MANIFEST, PLAN, TOKENIZER, fingerprint
 from gpt.storage.token_file import read_tokens, write_tokens
 from gpt.storage.tokenizer_files import load_tokenizer
 from gpt.support.files import atomic_file, lock, read_json, sha256, shortened
+from gpt.support.processes import Map, workers
 from gpt.tokens import END_OF_TEXT, GPT2_PATTERN, ByteLevelTokenizer, Tokenizer
 
 PART = 2**26  # bytes of text for one shard: seconds of work, so that a kill costs little
@@ -42,16 +37,6 @@ WINDOW = 2**16  # bytes in which a place to cut is looked for at a time
 # White space after something else. Bytes that are half a character when a window begins or ends inside one are
 # decoded to U+DC80 ... U+DCFF, of which nobody knows what the whole is.
 BREAK = re.compile("(?<=[^\\s\udc80-\udcff])(?=[ \t\r\n])")
-
-
-Job = TypeVar("Job")
-Result = TypeVar("Result")
-
-
-class Map(Protocol):
-    """Python's `map` of one function over one iterable, or that of a pool of processes."""
-
-    def __call__(self, function: Callable[[Job], Result], jobs: Iterable[Job], /) -> Iterator[Result]: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +82,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     held = lock(folder)
     try:
-        with _workers(min(processes, len(parts))) as map_:
+        with workers(min(processes, len(parts))) as map_:
             plan = {
                 "tokenizer": fingerprint(tokenizer),
                 "vocab_size": tokenizer.vocab_size,
@@ -294,35 +279,3 @@ def read_text(path: Path, start: int = 0, stop: int | None = None) -> Iterator[s
                 raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {place}") from error
     if position != stop:
         raise ValueError(f"{path} has changed: it ended at byte {position}, not {stop}")
-
-
-# --- processes
-
-
-@contextmanager
-def _workers(processes: int) -> Iterator[Map]:
-    """A `map` that works in that many processes, in this one if it is 1. They end with the block, however it ends."""
-    if processes == 1:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    alive, this_end = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(processes, context, _end_with_the_pipe, (alive,))
-    try:
-        yield pool.map
-    except BrokenProcessPool as error:
-        raise OSError("a process was killed (too little memory?); give the same again, it continues") from error
-    finally:
-        this_end.close()
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_the_pipe(alive: Any) -> None:
-    """Ends this process when nobody holds the other end of the pipe: also if its holder was killed."""
-
-    def wait() -> None:
-        alive.poll(None)
-        os._exit(1)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
-    Thread(target=wait, daemon=True).start()

@@ -109,6 +109,7 @@ def test_a_text_is_cut_at_the_first_safe_place_after_each_part(gpt, tmp_path):
 @given(
     st.lists(st.sampled_from(["--\n", "--", "\n", "a b", " --\n", "--\r\n", "c\n"]), max_size=40), st.integers(1, 20)
 )
+@example(["xxxxxxa--\n", "\n", "\n", "b"], 5)  # a line that only ends with it is no place to cut
 def test_a_line_that_is_the_separator_ends_a_document(gpt, tmp_path_factory, pieces, part):
     path = tmp_path_factory.getbasetemp() / "documents.txt"
     path.write_bytes("".join(pieces).encode())
