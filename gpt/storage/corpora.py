@@ -223,7 +223,7 @@ class RandomWindows:
 def _check_ids(tokens: Tensor | np.ndarray | Shards, vocab_size: int | None) -> None:
     """Are they ids, and of this vocabulary? What stays on the disk is only asked for its dtype and shape."""
     if not isinstance(tokens, Tensor | np.ndarray | Shards):
-        raise TypeError(f"tokens must be a tensor, an array of integers or Shards, got {type(tokens).__name__}")
+        raise TypeError(f"tokens must be a tensor, an array or Shards of integers, got {type(tokens).__name__}")
     if isinstance(tokens, Tensor):
         integers = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
     else:
