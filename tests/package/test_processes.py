@@ -24,7 +24,8 @@ def test_a_process_that_was_killed_is_said(gpt):
 
 def test_what_is_still_at_work_ends_with_the_block(gpt):
     with gpt.processes.workers(2) as map_:
-        assert list(map_(abs, [-1, -2])) == [1, 2]  # both have started
+        assert list(map_(abs, [-1, -2])) == [1, 2]
         map_(time.sleep, [1000, 1000])
+        time.sleep(0.5)  # both have begun
         started = time.perf_counter()
     assert time.perf_counter() - started < 100  # seconds; without the pipe it waits for both
