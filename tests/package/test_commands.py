@@ -177,7 +177,7 @@ def test_data_says_what_needs_no_download(command):
     assert "needs no download" in out
 
 
-def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
+def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys, monkeypatch):
     """A model that draws the bytes of "é" one token at a time, whatever it reads."""
     tokenizer = gpt.BPETokenizer([], special_tokens=())
     drawn = iter("aé€".encode())
@@ -186,8 +186,11 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         def head(self, hidden):
             return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
 
+    lengths, decode = [], tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: lengths.append(len(ids)) or decode(ids))
     text = stream_text(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, gpt.Sampling(), seed=0)
     assert text == "xaé€"
+    assert lengths == [1, 1, 2, 1, 2, 3]  # only what is not printed yet
     assert capsys.readouterr().out == "xaé€\n"
 
 
