@@ -19,8 +19,8 @@ import re
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from itertools import count, islice, pairwise
+from functools import cached_property, partial
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import Protocol, Self, TypeVar, runtime_checkable
 
@@ -325,6 +325,11 @@ class ByteLevelTokenizer(_Loaded, ABC):
         a pre-token always ends there, and neither side depends on the other. So what is held is about two chunks,
         or two of the longest stretch without such a place (a text without white space is held whole).
         """
+        encode = partial(self.encode, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        return chain.from_iterable(map(encode, self._settled(chunks, allowed_special, disallowed_special)))
+
+    def _settled(self, chunks: Iterable[str], allowed_special: Special, disallowed_special: Special) -> Iterator[str]:
+        """The joined chunks, cut where the ids of both sides do not depend on the other."""
         if self.pattern != GPT2_PATTERN:
             raise ValueError(f"encode_stream needs GPT2_PATTERN, this tokenizer has the pattern {self.pattern!r}")
         longest_special = max(map(len, self.special_tokens), default=0)
@@ -341,10 +346,10 @@ class ByteLevelTokenizer(_Loaded, ABC):
                 start, end = end + len(ordinary), end + len(ordinary) + len(special)
                 if start < cut < end:
                     cut = start
-            yield from self.encode(held[:cut], allowed_special=allowed_special, disallowed_special=disallowed_special)
+            yield held[:cut]
             held = held[cut:]
             unsettled = len(held)
-        yield from self.encode(held, allowed_special=allowed_special, disallowed_special=disallowed_special)
+        yield held
 
     def encode_bytes(self, data: bytes) -> list[int]:
         """Any bytes to ids. Stretches of UTF-8 give the ids of `encode_ordinary`, every other byte its own id."""
@@ -615,7 +620,8 @@ def _merge_limit(n_merges: int | None, vocab_size: int | None, n_special: int) -
 def _any_of(tokens: Collection[str]) -> regex.Pattern:
     """A pattern that captures any of the tokens, the longest first; without tokens it matches nothing."""
     longest_first = sorted(tokens, key=len, reverse=True)
-    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or "(?!)") + ")")
+    nothing = r"\A(?!)"  # with the \A it is tried at the start of a text only, and not at every character
+    return regex.compile("(" + ("|".join(map(regex.escape, longest_first)) or nothing) + ")")
 
 
 def _check_special_tokens(tokens: Collection[str]) -> None:

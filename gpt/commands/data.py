@@ -1,49 +1,96 @@
-"""`python -m gpt data`: fetch a text and check it, or turn it into a file of tokens."""
+"""`python -m gpt data`: fetch a text and check it, or turn texts into tokens on the disk."""
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt.commands.output import say
-from gpt.commands.parsing import PYTHON_DOCS, TEXTS, Options
+from gpt.commands.parsing import PYTHON_DOCS, TEXTS, Options, at_least
 from gpt.commands.tokenizers import CHOICES, learns, named_tokenizer
 
-if TYPE_CHECKING:
-    from gpt.tokens import Tokenizer
-
-HELP = "fetch a text and check it, or write its tokens to a file that `train` reads"
+HELP = "fetch a text and check it, or write tokens that `train` reads: to a file, or (prepare) to a folder of shards"
+PREPARE = "prepare"
 EXAMPLES = (
     "tinyshakespeare",
     f"{PYTHON_DOCS} --tokens docs.tokens --tokenizer char",
     "large.txt --tokens large.tokens --tokenizer gpt2",
+    f"{PREPARE} *.txt --tokenizer gpt2 --out corpus --processes 8",
 )
-CHUNK = 2**20  # characters of a file that are read at a time
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("text", help=f"{', '.join(TEXTS)} or a file")
-    parser.add_argument("--tokens", type=Path, metavar="FILE", help="write the text's tokens to this file")
-    parser.add_argument("--tokenizer", default="gpt2", help=f"for --tokens: {CHOICES} (default: gpt2)")
+    add = parser.add_argument
+    add("text", nargs="+", help=f'{", ".join(TEXTS)} or a file; or "{PREPARE}" and any number of files, of any size')
+    add("--tokens", type=Path, metavar="FILE", help="write the text's tokens to this file")
+    add(
+        "--tokenizer",
+        default="gpt2",
+        help=f"{CHOICES} (default: gpt2); {PREPARE} takes none that it would have to learn",
+    )
+    group = parser.add_argument_group(
+        PREPARE,
+        "write the tokens of text larger than memory to a folder, in parallel; the same command again continues a run "
+        "that was cut off. Each file ends with the end-of-text token.",
+    )
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="the folder to write")
+    group.add_argument(
+        "--processes", type=at_least(1), metavar="N", help="how many work side by side (default: one a core)"
+    )
+    group.add_argument("--separator", metavar="LINE", help="a line that is exactly this ends a document")
 
 
 def run(options: Options) -> None:
     from gpt.storage.corpora import DOWNLOADS, fetch, load_text
 
-    if options.tokens is not None:
-        write(options.text, options.tokens, options.tokenizer)
-    elif options.text in DOWNLOADS:
-        say(f"{fetch(options.text)}: SHA-256 as expected")
+    text, *others = options.text
+    if text == PREPARE:
+        prepare_folder(others, options)
+    elif others:
+        raise ValueError(
+            f"data takes one text, got {len(others) + 1}; many go to a folder: data {PREPARE} FILE ... --out F"
+        )
+    elif wrong := [name for name in ("out", "processes", "separator") if getattr(options, name) is not None]:
+        raise ValueError(f"--{wrong[0]} goes with `data {PREPARE} FILE ...`")
+    elif options.tokens is not None:
+        write(text, options.tokens, options.tokenizer)
+    elif text in DOWNLOADS:
+        say(f"{fetch(text)}: SHA-256 as expected")
     else:
-        where = " ships inside Python and needs no download" if options.text == PYTHON_DOCS else ""
-        say(f"{options.text}{where}: {len(load_text(options.text)):,} characters")
+        where = " ships inside Python and needs no download" if text == PYTHON_DOCS else ""
+        say(f"{text}{where}: {len(load_text(text)):,} characters")
+
+
+def prepare_folder(files: list[str], options: Options) -> None:
+    """Write the folder, or what is missing of it."""
+    from gpt.storage.corpora import DOWNLOADS, fetch
+    from gpt.storage.preparation import prepare
+
+    if options.tokens is not None:
+        raise ValueError(f"`data {PREPARE}` writes a folder, which --out names; --tokens is for one text")
+    if options.out is None or not files:
+        raise ValueError(f"`data {PREPARE}` needs files and the folder to write: data {PREPARE} FILE ... --out FOLDER")
+    if learns(options.tokenizer):
+        raise ValueError(
+            f"`data {PREPARE}` learns no tokenizer, got {options.tokenizer!r}: learn it from a part of the text, "
+            "data PART --tokens F --tokenizer bpe:1000, and give F.tokenizer.json"
+        )
+    tokenizer = named_tokenizer(options.tokenizer, str)
+    sources = [fetch(name) if name in DOWNLOADS else Path(name) for name in files]
+    manifest = prepare(sources, tokenizer, options.out, options.processes or os.cpu_count() or 1, options.separator)
+    size = sum(source["bytes"] for source in manifest["sources"])
+    say(
+        f"wrote {options.out}: {manifest['tokens']:,} tokens of {size:,} bytes in {len(manifest['shards'])} shards. "
+        f"To train on it: python -m gpt train {options.out}"
+    )
 
 
 def write(text: str, path: Path, name: str) -> None:
     """Write the token file, and beside it the tokenizer if that was learned from the text."""
     from gpt.storage.corpora import load_text
+    from gpt.storage.preparation import encoded
     from gpt.storage.token_file import write_tokens
 
     tokenizer = named_tokenizer(name, lambda: load_text(text))
@@ -55,28 +102,13 @@ def write(text: str, path: Path, name: str) -> None:
     say(f"wrote {path}: {count:,} tokens. To train on it: python -m gpt train {path} --tokenizer {name}")
 
 
-def encoded(tokenizer: Tokenizer, text: Iterator[str]) -> Iterator[int]:
-    """The ids of a text that comes in pieces. Special tokens in a text to learn from mean what they say."""
-    from gpt.tokens import ByteLevelTokenizer
-
-    if isinstance(tokenizer, ByteLevelTokenizer):
-        yield from tokenizer.encode_stream(text, allowed_special="all")
-    else:
-        for chunk in text:
-            yield from tokenizer.encode(chunk, allowed_special="all")
-
-
 def chunks(text: str) -> Iterator[str]:
     """The text of this name, or of a file, of which no more than a chunk is in memory."""
     from gpt.storage.corpora import DOWNLOADS, fetch, load_text
+    from gpt.storage.preparation import read_text
 
     path = fetch(text) if text in DOWNLOADS else Path(text)
     if text == PYTHON_DOCS or not path.is_file():
         yield load_text(text)  # which says what is wrong, if it is no text
-        return
-    with open(path, encoding="utf-8-sig") as file:
-        try:
-            while chunk := file.read(CHUNK):
-                yield chunk
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error.reason}") from error
+    else:
+        yield from read_text(path)

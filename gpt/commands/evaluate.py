@@ -13,7 +13,7 @@ EXAMPLES = ("tinyshakespeare", "my.txt --model runs/mine/best")
 
 
 def options(parser: ArgumentParser) -> None:
-    parser.add_argument("text", help=f"{', '.join(TEXTS)} or a file, of text or of tokens")
+    parser.add_argument("text", help=f"{', '.join(TEXTS)} a file of text or tokens, or a folder of shards")
     add_model(parser)
     add_device(parser)
 

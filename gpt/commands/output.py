@@ -111,13 +111,13 @@ def stream_text(model: GPT, tokenizer: Tokenizer, prompt: str, n_tokens: int, sa
         **asdict(sampling),
     )
     as_printed = shown if sys.stdout.isatty() else str
-    whole = prompt
+    whole, pending = prompt, []
     _print(as_printed(prompt), end="")
     for token in drawn:
-        ids.append(int(token))
-        text = tokenizer.decode(ids)
+        pending.append(int(token))
+        text = tokenizer.decode(pending)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # else half a character: wait for its other bytes
-            _print(as_printed(text[len(whole) :]), end="")
-            whole = text
+            _print(as_printed(text), end="")
+            whole, pending = whole + text, []
     _print()
     return whole

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt.commands.material import Material, is_token_file, material
+from gpt.commands.material import Material, default_tokenizer, holds_tokens, material
 from gpt.commands.output import optional_figures, say, scores
 from gpt.commands.parsing import PRESETS, PYTHON_DOCS, TEXTS, Options, add_device, at_least, seed
 from gpt.commands.tokenizers import CHOICES, learns, named_tokenizer
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gpt.tokens import Tokenizer
     from gpt.training import History
 
-HELP = "train a model on a text or a token file"
+HELP = "train a model on a text, a token file or a folder of shards"
 EXAMPLES = (
     f"{PYTHON_DOCS} --steps 2000 --out runs/docs",
     "my.txt --tokenizer bpe:1000 --preset tiny",
@@ -36,7 +36,7 @@ SIZES = ("context_size", "n_layer", "n_head", "n_embd")
 
 def options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("text", help=f"{', '.join(TEXTS)} or a file, of text or of tokens; its last tenth is held out")
+    add("text", help=f"{', '.join(TEXTS)}, a file of text or tokens, or a folder of shards; its last tenth is held out")
     add("--out", type=Path, default=Path("runs/model"), help="folder for checkpoints and the best model")
     add("--resume", action="store_true", help="resume from the newest checkpoint in --out, with the same options")
     add("--allow-changes", action="store_true", help="with --resume: continue with other options or another text")
@@ -45,7 +45,7 @@ def options(parser: ArgumentParser) -> None:
     for name in SIZES:
         add(f"--{name.replace('_', '-')}", type=int, help="instead of the preset's")
     add("--dropout", type=float, help="instead of the preset's")
-    add("--tokenizer", help=f"{CHOICES} (default: char; of a token file gpt2)")
+    add("--tokenizer", help=f"{CHOICES} (default: char; of a token file gpt2; of a folder its own)")
     add("--steps", type=int, default=3000, help="updates (default: 3000)")
     add("--batch-size", type=int, default=32, help="windows per micro-batch (default: 32)")
     add("--accumulation", type=int, default=1, help="micro-batches per update (default: 1)")
@@ -153,9 +153,8 @@ def tokenizer_of(options: Options) -> Tokenizer:
 
     if options.init is not None:
         return load_pretrained_tokenizer(options.init)
-    tokens = is_token_file(options.text)
-    name = options.tokenizer or ("gpt2" if tokens else "char")
-    if tokens and learns(name):
+    name = options.tokenizer or default_tokenizer(options.text)
+    if learns(name) and holds_tokens(options.text):
         raise ValueError(f"--tokenizer must be the one that made the tokens of {options.text}, got {name!r}")
     return named_tokenizer(name, lambda: load_text(options.text))
 

@@ -3,8 +3,8 @@
     text -> token ids, split into training and validation -> random windows of T + 1 tokens -> inputs and targets
 
 A window's first T tokens are the inputs, its last T the targets: at every position, the next token. So one window
-is T predictions (DEEP_THEORY_GUIDE.md, Parts 1 and 7). Text larger than memory goes to a token file (token_file.py),
-which is read through the same windows.
+is T predictions (DEEP_THEORY_GUIDE.md, Parts 1 and 7). Text larger than memory goes to a token file (token_file.py)
+or to a folder of them (shards.py), which are read through the same windows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 from tqdm import tqdm
 
+from gpt.storage.shards import Shards
 from gpt.support.checks import check_seed
 from gpt.support.files import atomic_file
 from gpt.tokens import Tokenizer
@@ -159,21 +160,21 @@ class Corpus:
 
 
 class RandomWindows:
-    """Batches of windows at random places of `tokens`: integers [n], a tensor or an array from `read_tokens`.
+    """Batches of windows at random places of `tokens`: integers [n], a tensor, or from `read_tokens` or `read_shards`.
 
     It draws from its own generator, so nothing else that draws random numbers changes the order of the data.
     With several processes, give all of them the same seed: each draws the places of the whole batch, world_size *
     batch_size of them, and takes its own rows. Together they see what one process with the whole batch would see.
 
     Ids are checked here, once, and not in every batch: they must be at least 0 and, if `vocab_size` is given, below
-    it. A memory-mapped array is not read through for this: `read_tokens` compares the vocabulary in its header.
-    Raises TypeError if tokens is neither a tensor nor an array, or not of integers; ValueError if it is not
-    one-dimensional, has fewer than context_size + 1 tokens or an id out of range, or if a number is out of range.
+    it. What stays on the disk is not read through for this: `read_tokens` compares the vocabulary in its header.
+    Raises TypeError if tokens is none of these, or not of integers; ValueError if it is not one-dimensional, has fewer
+    than context_size + 1 tokens or an id out of range, or if a number is out of range.
     """
 
     def __init__(
         self,
-        tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"],
+        tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"] | Shards,
         context_size: int,
         batch_size: int,
         seed: int = 0,
@@ -206,7 +207,7 @@ class RandomWindows:
         places = starts[:, None] + torch.arange(self.context_size + 1)
         if isinstance(self.tokens, Tensor):
             windows = self.tokens[places].long()
-        else:  # a memory-mapped array: only these places are read from the file
+        else:  # on the disk: only these places are read
             windows = torch.from_numpy(self.tokens[places.numpy()].astype(np.int64))
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
@@ -219,10 +220,10 @@ class RandomWindows:
         self.generator.set_state(state["generator"])
 
 
-def _check_ids(tokens: Tensor | np.ndarray, vocab_size: int | None) -> None:
-    """Are they ids, and of this vocabulary? A memory-mapped array is only asked for its dtype and shape."""
-    if not isinstance(tokens, Tensor | np.ndarray):
-        raise TypeError(f"tokens must be a tensor or an array of integers, got {type(tokens).__name__}")
+def _check_ids(tokens: Tensor | np.ndarray | Shards, vocab_size: int | None) -> None:
+    """Are they ids, and of this vocabulary? What stays on the disk is only asked for its dtype and shape."""
+    if not isinstance(tokens, Tensor | np.ndarray | Shards):
+        raise TypeError(f"tokens must be a tensor, an array or Shards of integers, got {type(tokens).__name__}")
     if isinstance(tokens, Tensor):
         integers = not (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool)
     else:
@@ -233,7 +234,7 @@ def _check_ids(tokens: Tensor | np.ndarray, vocab_size: int | None) -> None:
         raise ValueError(f"tokens must have the shape [n], got {list(tokens.shape)}")
     if vocab_size is not None and (not isinstance(vocab_size, int) or vocab_size < 1):
         raise ValueError(f"vocab_size must be an integer of at least 1, got {vocab_size!r}")
-    if isinstance(tokens, np.memmap) or not len(tokens):
+    if isinstance(tokens, np.memmap | Shards) or not len(tokens):
         return
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or (vocab_size is not None and high >= vocab_size):

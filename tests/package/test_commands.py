@@ -19,9 +19,10 @@ import pytest
 import torch
 
 from gpt.commands import material, parsing, tokenize
-from gpt.commands.data import chunks, encoded
+from gpt.commands.data import chunks
 from gpt.commands.output import stream_text
 from gpt.storage.corpora import load_text
+from gpt.storage.preparation import encoded
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_data_says_what_needs_no_download(command):
     assert "needs no download" in out
 
 
-def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
+def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys, monkeypatch):
     """A model that draws the bytes of "é" one token at a time, whatever it reads."""
     tokenizer = gpt.BPETokenizer([], special_tokens=())
     drawn = iter("aé€".encode())
@@ -185,8 +186,11 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys):
         def head(self, hidden):
             return torch.full((*hidden.shape[:-1], 256), -1e9).index_fill(-1, torch.tensor([next(drawn)]), 0.0)
 
+    lengths, decode = [], tokenizer.decode
+    monkeypatch.setattr(tokenizer, "decode", lambda ids: lengths.append(len(ids)) or decode(ids))
     text = stream_text(Speller(gpt.GPTConfig.tiny()), tokenizer, "x", 6, gpt.Sampling(), seed=0)
     assert text == "xaé€"
+    assert lengths == [1, 1, 2, 1, 2, 3]  # only what is not printed yet
     assert capsys.readouterr().out == "xaé€\n"
 
 
@@ -498,7 +502,7 @@ def test_a_text_in_chunks_has_the_ids_of_the_whole(gpt, tmp_path, monkeypatch):
     text = "to be, or not<|endoftext|> to be: é 好 " * 20
     path = tmp_path / "text.txt"
     path.write_text(text)
-    monkeypatch.setattr("gpt.commands.data.CHUNK", 7)
+    monkeypatch.setattr("gpt.storage.preparation.CHUNK", 7)
     tokenizer = gpt.BPETokenizer.train(text, 10)
     assert "".join(chunks(str(path))) == text
     assert list(encoded(tokenizer, chunks(str(path)))) == tokenizer.encode(text, allowed_special="all")
