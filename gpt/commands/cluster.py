@@ -97,7 +97,7 @@ def estimate(
         raise ValueError(f"data must be at most sequences={sequences}, got {split.data}")
     tokens = split.micro_batch * context
     micro_batches = math.ceil(math.ceil(sequences / split.data) / split.micro_batch)
-    layers, units = _slowest_stage(config, context, split)
+    layers, units = slowest_stage(config, context, split)
     share = largest_share(config, split.tensor)
     block = 12 * config.n_embd**2 + 13 * config.n_embd
     table = parameter_count(config) - config.n_layer * block
@@ -106,7 +106,7 @@ def estimate(
     memory = state_bytes(held, split.shard)
     # FSDP: weights and gradients of the tied table, of the block at work and of the next one
     memory["gathered"] = 0 if split.shard == 1 else 4 * min(held, (table + 2 * block) * share)
-    memory |= _activations(config, split, tokens, layers, micro_batches)
+    memory |= activation_bytes(config, split, context, micro_batches)
 
     inside = min(card.node, split.tensor)  # cards of one tensor group in a node; then come the copies, then the stages
     members = max(1, min(split.shard, card.node // inside))
@@ -143,13 +143,13 @@ def estimate(
 
 
 def sum_seconds(members: int, size: float, latency: float, link: float, messages: int = 1) -> float:
-    """A sum that all members get, by the quicker of two schemes, as NCCL chooses: the ring (10.17), or trees, which send
-    as much, no less, but in ceil(log2 K) steps there and as many back."""
+    """A sum that all members get, by the quicker of two schemes, as NCCL does: the ring (10.17), or trees, which send
+    as much for large K, but in ceil(log2 K) steps there and as many back."""
     trees = 2 * ((members - 1).bit_length() * messages * latency + size / link) if members > 1 else 0.0
     return min(trees, ring_seconds(members, size, latency, link, messages))
 
 
-def _slowest_stage(config: GPTConfig, context: int, split: Split) -> tuple[int, float]:
+def slowest_stage(config: GPTConfig, context: int, split: Split) -> tuple[int, float]:
     """(blocks of a full stage, FLOPs a token of the slowest one). The head counts as so many blocks, on the last stage.
 
     With L blocks on each stage but the last, whole ones, p L >= N + the head's; the least such L is best.
@@ -164,19 +164,20 @@ def _slowest_stage(config: GPTConfig, context: int, split: Split) -> tuple[int, 
     return layers, max(layers * block if split.stages > 1 else 0, last * block + head)
 
 
-def _activations(config: GPTConfig, split: Split, tokens: int, layers: int, micro_batches: int) -> dict[str, float]:
-    """Bytes: 2 a number, as (10.6) counts them; logits, log-probabilities and their gradient in float32.
-
-    The first of p stages holds p micro-batches before the first of them comes back; the last one has the logits.
+def activation_bytes(config: GPTConfig, split: Split, context: int, micro_batches: int = 1) -> dict[str, float]:
+    """Of the fullest stage: 2 bytes a number, as (10.6) counts them; logits, log-probabilities and their gradient in
+    float32. The first of p stages holds p micro-batches before one of them comes back; the last has the logits.
     """
+    tokens, (layers, _) = split.micro_batch * context, slowest_stage(config, context, split)
     kept = kept_numbers(config, split.tensor)
-    blocks = layers * config.n_embd + kept if split.checkpoint else layers * kept
-    activations = tokens * (2 * (blocks + 2 * config.n_embd + 2) + 16)
+    blocks, again = (layers * config.n_embd, kept) if split.checkpoint else (layers * kept, 0)
+    ends = 2 * config.n_embd + 2 + 8  # the final norm, the head's input, two ids of 8 bytes
     logits = 12 * tokens * config.vocab_size * largest_share(config, split.tensor)
-    waiting = activations * min(split.stages, micro_batches)
-    if split.stages > 1 and waiting > activations + logits:
-        return {"activations": waiting, "logits": 0}
-    return {"activations": activations, "logits": logits}
+    first = 2 * tokens * (min(split.stages, micro_batches) * blocks + again)
+    last = 2 * tokens * (blocks + again + ends)
+    if first > last + logits:
+        return {"activations": first, "logits": 0.0}
+    return {"activations": last, "logits": logits}
 
 
 def estimates(
