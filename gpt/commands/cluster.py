@@ -121,7 +121,9 @@ def estimate(
     sums = layers * (6 if split.checkpoint else 4)
     work = tokens * units * share / (efficiency * card.flops)
     tensor = sums * sum_seconds(split.tensor, activation, card.latency, tensor_link)
-    weights = 1.5 * ring_seconds(split.shard, 2 * held, card.latency, shard_link, layers + 1)
+    # Each block is gathered twice and its gradient summed; the table, used at both ends, stays in between.
+    gathered = 2 * (3 * layers * block + 2 * table) * share
+    weights = ring_seconds(split.shard, gathered, card.latency, shard_link, 3 * layers + 2) / 2
     hand_on = 2 * (card.latency + activation / stage_link) if split.stages > 1 else 0.0
     gradients = sum_seconds(copies, 2 * held / split.shard, card.latency, data_link, layers + 1)
     late = max(0.0, weights - work - tensor)
@@ -136,7 +138,7 @@ def estimate(
         "gradients": max(0.0, gradients - work / (2 if split.checkpoint else 1.5)),
     }
     sent = micro_batches * sums * 2 * (1 - 1 / split.tensor) * activation
-    sent += micro_batches * 3 * (1 - 1 / split.shard) * 2 * held
+    sent += micro_batches * (1 - 1 / split.shard) * gathered
     sent += 2 * (1 - 1 / copies) * 2 * held / split.shard
     sent += micro_batches * 2 * activation * (split.stages > 1)
     return Estimate(split, memory, sent, seconds)
@@ -150,18 +152,21 @@ def sum_seconds(members: int, size: float, latency: float, link: float, messages
 
 
 def slowest_stage(config: GPTConfig, context: int, split: Split) -> tuple[int, float]:
-    """(blocks of a full stage, FLOPs a token of the slowest one). The head counts as so many blocks, on the last stage.
+    """(blocks of a full stage, FLOPs a token of the slowest one).
 
-    With L blocks on each stage but the last, whole ones, p L >= N + the head's; the least such L is best.
+    Every stage but the last gets the same number of blocks, the last what is left and the head: the best such number.
     """
     parts = flops_by_component(config, context)
     head = 3 * parts.pop("head")
     block = (4 if split.checkpoint else 3) * sum(parts.values()) / config.n_layer
-    layers = config.n_layer
-    if split.stages > 1:
-        layers = min(layers, math.ceil((layers + math.ceil(head / block)) / split.stages))
-    last = max(0, config.n_layer - (split.stages - 1) * layers)
-    return layers, max(layers * block if split.stages > 1 else 0, last * block + head)
+    if split.stages == 1:
+        return config.n_layer, config.n_layer * block + head
+
+    def slowest(most: int) -> float:
+        return max(most * block, max(0, config.n_layer - (split.stages - 1) * most) * block + head)
+
+    layers = min(range(1, config.n_layer + 1), key=slowest)
+    return layers, slowest(layers)
 
 
 def activation_bytes(config: GPTConfig, split: Split, context: int, micro_batches: int = 1) -> dict[str, float]:

@@ -1,0 +1,269 @@
+"""Planning a run: memory, traffic and time of many cards, and what a text and a machine allow.
+
+The oracles: PyTorch's own sharding with a process group that sends nothing, enumeration, and runs whose time and price
+are published.
+"""
+
+import json
+import math
+import shlex
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gpt.commands import plan
+from gpt.commands.cards import CARDS
+from gpt.commands.cluster import Split, activation_bytes, estimate, estimates, slowest_stage, sum_seconds
+from gpt.config import GPTConfig
+from gpt.scale import activation_bytes as activation_bytes_in_float32
+from gpt.scale import flops_by_component, mfu, parameter_count, ring_seconds
+from tests.comparing import close
+
+XL, SMALL, H100 = GPTConfig.gpt2_xl(), GPTConfig.gpt2_small(), CARDS["h100"]
+BATCH = 512  # sequences of 1,024 tokens
+
+
+@pytest.fixture
+def command(gpt, capsys):
+    """Run one command line; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        code = gpt.__main__.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+# Memory and traffic
+
+
+@pytest.fixture
+def four_processes():
+    """A group of 4, this one of them, in which nothing is sent."""
+    dist.init_process_group("fake", rank=0, world_size=4, store=FakeStore())
+    yield init_device_mesh("cpu", (4,))
+    dist.destroy_process_group()
+
+
+class Traffic(TorchDispatchMode):
+    """Numbers that a ring would send for the gathers and sums within: of each K parts, K - 1."""
+
+    def __init__(self):
+        super().__init__()
+        self.sent = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "c10d" in str(function):
+            sizes = sorted(a.numel() for a in args if isinstance(a, torch.Tensor))
+            assert sizes[1] == 4 * sizes[0], function
+            self.sent += sizes[1] - sizes[0]
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_sharded_step_holds_and_sends_what_pytorch_does(gpt, four_processes):
+    config = GPTConfig(context_size=16, vocab_size=24, n_layer=3, n_head=2, n_embd=8)
+    model = gpt.GPT(config)
+    for module in (*model.blocks, model):
+        fully_shard(module, mesh=four_processes)
+    tokens = torch.randint(24, (2, 16))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with Traffic() as traffic:
+        model(tokens, tokens)[1].backward()
+        optimizer.step()
+
+    def local(tensors):
+        return sum(t.to_local().nbytes for t in tensors)
+
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.dim()]
+    held = local(model.parameters()) + local(p.grad for p in model.parameters()) + local(moments)
+    found = estimate(config, H100, Split(data=4, shard=4, micro_batch=2), sequences=8, context=16)
+    assert sum(found.memory[name] for name in ("parameters", "gradients", "optimizer")) == held
+    assert found.sent == 2 * traffic.sent  # 2 bytes a number
+
+
+def test_a_card_alone_keeps_the_activations_of_the_formula_in_two_bytes():
+    config = GPTConfig(context_size=11, vocab_size=23, n_layer=3, n_head=2, n_embd=10)
+    mine = activation_bytes(config, Split(micro_batch=2), context=11)["activations"]
+    log_probabilities = 4 * 2 * 11 * 23
+    ids = 16 * 2 * 11
+    assert mine == (activation_bytes_in_float32(config, 2, 11) - log_probabilities - ids - 4) / 2 + ids
+
+
+def test_checkpointing_keeps_an_input_a_block_and_one_block():
+    kept, again = (activation_bytes(XL, Split(checkpoint=c), 1024)["activations"] for c in (False, True))
+    block = kept_by_a_block = 2 * 1024 * (16 * 1600 + 25 + 4)
+    assert kept - again == 48 * kept_by_a_block - (48 * 2 * 1024 * 1600 + block)
+
+
+def test_the_first_stage_holds_a_micro_batch_for_every_stage():
+    split = Split(stages=4)
+    layers, _ = slowest_stage(XL, 1024, split)
+    assert layers == 13  # 13, 13, 13 and 9 with the head, which counts as 2.3 blocks
+    found = activation_bytes(XL, split, 1024, micro_batches=8)
+    assert found == {"activations": 4 * 13 * 2 * 1024 * (16 * 1600 + 25 + 4), "logits": 0}
+    assert activation_bytes(XL, split, 1024, micro_batches=1)["logits"] == 12 * 1024 * 50257
+
+
+@pytest.mark.parametrize("stages", [2, 3, 5, 8, 12])
+def test_blocks_are_dealt_out_as_evenly_as_the_head_allows(stages):
+    flops = flops_by_component(SMALL, 1024)
+    head = flops.pop("head") * 12 / sum(flops.values())  # in blocks
+    best = min(max(math.ceil((12 - last) / (stages - 1)), last + head) for last in range(12))
+    _, slowest = slowest_stage(SMALL, 1024, Split(stages=stages))
+    close(slowest / (3 * sum(flops.values()) / 12), best, 1e-12)
+
+
+def test_every_split_of_a_search_uses_all_cards_and_the_quickest_that_fits_comes_first():
+    found = estimates(XL, H100, 64, BATCH, 1024)
+    assert {plan.split.cards for plan in found} == {64}
+    assert len({plan.split.kind for plan in found}) == len(found) > 8
+    fitting = [plan.step for plan in found if plan.fits(H100)]
+    assert fitting == sorted(fitting)
+    ddp = next(plan for plan in found if plan.split.kind == "DDP")
+    others = [
+        estimate(XL, H100, Split(data=64, micro_batch=2**k, checkpoint=c), BATCH, 1024)
+        for k in range(4)
+        for c in (False, True)
+    ]
+    assert ddp.step == min(plan.step for plan in others if plan.fits(H100))
+
+
+def test_what_does_not_fit_comes_last_and_smallest():
+    small = replace(H100, memory=20e9)
+    found = estimates(XL, small, 4, BATCH, 1024)
+    fits = [plan.fits(small) for plan in found]
+    assert fits == sorted(fits, reverse=True)
+    assert set(fits) == {True, False}
+    ddp = next(plan for plan in found if plan.split.kind == "DDP")  # 24.9 GB of state alone
+    assert ddp.split == Split(data=4, checkpoint=True)
+
+
+# Time
+
+
+@pytest.mark.parametrize(
+    ("config", "card", "sequences", "seconds", "off"),
+    [
+        (SMALL, "a100-80gb", 512, 0.300, 0.25),  # llm.c, 124M on 8 A100: 300 ms a step of 524,288 tokens
+        (SMALL, "h100", 512, 0.140, 0.25),  # the same, run again in October 2024 on 8 H100: 140 ms
+        (XL, "h100", 1024, 86_400 / 32_000, 0.05),  # llm.c, 1558M on 8 H100: 32,000 steps of 1,048,576 in about 24 h
+    ],
+)
+def test_the_time_of_published_runs(config, card, sequences, seconds, off):
+    best = estimates(config, CARDS[card], 8, sequences, 1024)[0]
+    assert abs(best.step / seconds - 1) < off, best.step
+
+
+def test_a_published_run_that_made_less_of_its_cards():
+    """nanoGPT: 600,000 steps of 491,520 tokens on 8 A100-40GB in about 4 days, an MFU of 29 %."""
+    best = estimates(SMALL, CARDS["a100-40gb"], 8, 480, 1024)[0]
+    assert 0.5 < best.step / (4 * 86_400 / 600_000) < 0.7
+    slow = estimates(SMALL, CARDS["a100-40gb"], 8, 480, 1024, efficiency=0.292)[0]
+    close(slow.step, 4 * 86_400 / 600_000, 0.01)
+
+
+def test_the_price_of_a_published_run(command):
+    """llm.c's 1558M: $672."""
+    arguments = ["gpt2_xl", "--gpus", "8", "--batch-tokens", "1048576", "--tokens", "33554432000", "--json"]
+    code, out, error = command("plan", *arguments)
+    assert (code, error) == (0, "")
+    assert abs(json.loads(out)["plans"][0]["cost"] / 672 - 1) < 0.05
+
+
+def test_waiting_is_what_is_not_work():
+    """Two cards, one block: each second by hand."""
+    config = GPTConfig(context_size=64, vocab_size=8, n_layer=1, n_head=2, n_embd=8)
+    card = replace(H100, flops=1e9, bandwidth=1e9, wire=1e6, latency=1e-3)
+    found = estimate(config, card, Split(data=2, micro_batch=2), sequences=8, context=64)
+    parameters = 8 * 8 + 64 * 8 + 12 * 64 + 13 * 8 + 2 * 8
+    work = 2 * 64 * 3 * (24 * 64 + 4 * 64 * 8 + 2 * 8 * 8) / 0.5e9
+    wire = 2 * (2 * 1e-3 + 2 * parameters / (2 * 1e6))
+    close(found.seconds["work"], 2 * work, 1e-12)
+    close(found.seconds["gradients"], wire - work / 1.5, 1e-12)
+    close(found.seconds["update"], 28 * parameters / 1e9, 1e-15)
+    assert found.sent == 2 * parameters
+    assert found.step == sum(found.seconds.values())
+    assert found.waiting.keys() == {"tensor", "weights", "stages", "bubble", "gradients"}
+
+
+def test_a_pipeline_waits_for_its_bubble():
+    found = estimate(XL, replace(H100, latency=1e-12, wire=1e18), Split(stages=4), 8, 1024)
+    share = found.seconds["bubble"] / (found.seconds["bubble"] + found.seconds["work"])
+    close(share, 3 / (8 + 3), 1e-9)
+
+
+def test_sums_take_the_quicker_of_ring_and_tree():
+    assert sum_seconds(2, 1e9, 0.0, 1e9) == ring_seconds(2, 1e9, 0.0, 1e9) == 1.0
+    assert sum_seconds(1024, 0, 1e-5, 1e9) == 2 * 10 * 1e-5
+    assert sum_seconds(1, 1e9, 1e-5, 1e9) == 0
+
+
+def test_many_rings_share_the_network_cards_of_a_node():
+    assert (H100.link(1), H100.link(4), H100.link(8)) == (50e9, 200e9, 400e9)
+    assert replace(H100, network=100e9).link(8) == H100.wire
+
+
+# The command
+
+
+@pytest.mark.parametrize("example", [e for e in plan.EXAMPLES if "--file" not in e])
+def test_examples_of_the_help_run(command, example):
+    code, out, error = command("plan", *shlex.split(example))
+    assert (code, error) == (0, "")
+    assert "The quickest that fits:" in out
+
+
+def test_json_holds_every_number(command):
+    code, out, _ = command("plan", "gpt2_xl", "--gpus", 8, "--json")
+    told = json.loads(out)
+    assert (code, told["parameters"], told["batch_tokens"]) == (0, parameter_count(XL), 524_288)
+    for row in told["plans"]:
+        close(row["tokens_per_second"] * row["step"], 524_288, 1e-6)
+        close(row["mfu"], mfu(row["tokens_per_second"], XL, 1024, 8 * H100.flops), 1e-12)
+        close(row["memory_total"], sum(row["memory"].values()), 1e-3)
+        close(row["cost"], row["days"] * 24 * 8 * 3.5, 1e-6)
+
+
+def test_the_overview_has_a_line_for_each_size_of_cluster(command):
+    code, out, _ = command("plan", "gpt2_xl")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()[5:10]] == ["1", "8", "64", "256", "1024"]
+    assert "1,024 cards, DDP and FSDP alone: impossible, there are only 512 sequences" in out
+
+
+def test_another_card_by_options(command):
+    _, out, _ = command("plan", "gpt2_xl", "--gpus", 2, "--memory", 10, "--flops", 100)
+    assert "own card: 10 GB, 50% of 100 TFLOP/s" in out
+    assert "Nothing fits into 90% of 10 GB" in out
+    assert " - " in out  # no price for it
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either a preset"),
+        (["gpt2_xl", "--file", "x.txt"], "give either a preset"),
+        (["gpt2_xl", "--minutes", "3"], "belong to --file"),
+        (["gpt2_xl", "--gpus", "0"], "must be at least 1, got 0"),
+        (["gpt2_xl", "--gpus", "1000001"], "at most 1,000,000"),
+        (["gpt2_xl", "--gpus", "1024", "--batch-tokens", "2048"], "cannot share 2 sequences"),
+        (["gpt2_xl", "--batch-tokens", "1000"], "at least one sequence of 1024, got 1000"),
+        (["gpt2_xl", "--flops", "nan"], "--flops: must be in"),
+        (["gpt2_xl", "--price", "-1"], "--price: must be in"),
+        (["gpt2_xl", "--context-size", "0"], "must be at least 1"),
+        (["gpt2_xl", "--card", "abacus"], "--card: invalid choice"),
+        (["--file", "missing.txt"], "neither a file nor the name of a text"),
+    ],
+)
+def test_a_mistake_is_one_line(command, arguments, said):
+    code, out, error = command("plan", *arguments)
+    assert (code, out) == (2, "")
+    assert said in error
+    assert error.count("\n") == 1
