@@ -310,7 +310,7 @@ def test_a_block_keeps_what_korthikanti_counts(gpt):
 def test_heads_that_cannot_be_dealt_out_evenly_are_the_work_of_the_fullest_card(gpt):
     config = gpt.GPTConfig.gpt2_xl()  # 25 heads on 8 cards: 4 on the first one
     close(gpt.scale.largest_share(config, 8), (4 * 4 / 25 + 8 / 8) / 12, 1e-12)
-    assert gpt.scale.largest_share(config, 5) == 1 / 5
+    close(gpt.scale.largest_share(config, 5), 1 / 5, 1e-12)
 
 
 @pytest.mark.parametrize(("stages", "micro_batches", "runs"), [(4, 8, 1), (4, 8, 2), (8, 64, 4), (1, 3, 1)])
