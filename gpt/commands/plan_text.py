@@ -104,44 +104,59 @@ class Yardsticks:
         return self.bzip2 + share * (self.pairs - self.bzip2)
 
 
-def plan_text(name: str, minutes: float, tokenizer_name: str, as_json: bool) -> None:
-    """Print the size, the steps and the expected loss, and the command that trains it."""
+def plan_text(name: str, minutes: float, tokenizer: str, as_json: bool) -> None:
+    """Print the size, the steps and the expected loss, and the command that trains it.
+
+    Raises ValueError if the machine cannot do `LEAST` steps of any size in that time, and as `load_text`.
+    """
     from gpt.storage.corpora import load_text
 
     text = load_text(name)
     yardsticks = Yardsticks.of(text)
-    data = from_text(name, text, named_tokenizer(tokenizer_name, lambda: text))
-    if not as_json:
-        say(
-            f"{name}: {len(text):,} characters, {len(data.train):,} tokens to learn from, a vocabulary of "
-            f"{data.tokenizer.vocab_size:,}"
-        )
-        say(
-            f"nats per character: {yardsticks.pairs:.2f} by counting pairs, {yardsticks.bzip2:.2f} by bzip2; "
-            "measuring this machine ..."
-        )
+    data = from_text(name, text, named_tokenizer(tokenizer, lambda: text))
     width = len(text) / (len(data.train) + len(data.validation))  # characters of a token
-    plans = [offer(size, recipe, data, yardsticks, minutes, width) for size, recipe in RECIPES.items()]
-    feasible = [plan for plan in plans if plan["steps"] >= LEAST]
+    sizes = [offer(size, recipe, data, yardsticks, minutes, width) for size, recipe in RECIPES.items()]
+    feasible = [plan for plan in sizes if plan["minutes"] <= minutes]
     if not feasible:
-        quickest = min(plan["minutes"] * LEAST / max(1, plan["steps"]) for plan in plans)
-        raise ValueError(f"--minutes must be at least {math.ceil(quickest)} on this machine, got {minutes:g}")
+        least = min(plan["minutes"] for plan in sizes)
+        raise ValueError(f"--minutes must be at least {least:.1f} for this text on this machine, got {minutes:g}")
     best = min(feasible, key=lambda plan: plan["loss"])
-    best["command"] = train_command(name, tokenizer_name, best)
+    plan = {
+        "text": name,
+        "characters": len(text),
+        "tokens": len(data.train),
+        "vocabulary": data.tokenizer.vocab_size,
+        "pairs": yardsticks.pairs,
+        "bzip2": yardsticks.bzip2,
+        "sizes": sizes,
+        "best": best,
+        "loss_per_token": best["loss"] * width,
+        "command": train_command(name, tokenizer, best),
+    }
     if as_json:
-        say(json.dumps({"text": name, "minutes": minutes, "best": best, "others": plans}, indent=1))
-        return
-    for plan in plans:
+        say(json.dumps(plan, indent=1))
+    else:
+        show(plan)
+
+
+def show(plan: dict[str, Any]) -> None:
+    say(f"{plan['text']}: {plan['characters']:,} characters, {plan['tokens']:,} tokens to learn from")
+    say(f"nats per character: {plan['pairs']:.2f} by counting pairs, {plan['bzip2']:.2f} by bzip2\n")
+    for size in plan["sizes"]:
         say(
-            f"  {plan['size']:<7}{plan['parameters']:>12,} parameters {plan['tokens_per_second']:>9,.0f} tokens/s "
-            f"{plan['steps']:>7,} steps, {plan['epochs']:>4.1f} times the text: loss {plan['loss']:.2f}"
+            f"  {size['size']:<6}{size['parameters']:>11,} parameters{size['tokens_per_second']:>9,.0f} tokens/s"
+            f"{size['steps']:>9,} steps{size['minutes']:>8.1f} minutes{size['epochs']:>6.1f} times the text"
+            f"{size['loss']:>7.2f}"
         )
-    loss, error = best["loss"], best["error"]
-    say(f"\nexpected after {best['minutes']:.1f} minutes with size {best['size']}, nats per character:")
-    say(f"  {loss:.2f} ({loss * (1 - error):.2f} to {loss * (1 + error):.2f}), or {loss * width:.2f} per token")
-    if best["epochs"] > EPOCHS - 1:
-        say(f"The text is then read {EPOCHS} times. More minutes would not help, more text would.")
-    say(best["command"])
+    best = plan["best"]
+    low, high = (best["loss"] * (1 + sign * best["error"]) for sign in (-1, 1))
+    say(
+        f"\n{best['size']}: expected are {best['loss']:.2f} nats per character ({low:.2f} to {high:.2f}), "
+        f"{plan['loss_per_token']:.2f} per token"
+    )
+    if all(size["epochs"] > EPOCHS - 1 for size in plan["sizes"]):
+        say(f"All read the text {EPOCHS} times. More minutes would not help, more text would.")
+    say(plan["command"])
 
 
 def offer(
@@ -157,7 +172,7 @@ def offer(
     judging = EVALUATIONS * len(data.validation) / (3 * speed)  # seconds; a forward pass is a third of the work
     affordable = max(0.0, 60 * minutes - judging) * speed
     tokens = min(affordable, EPOCHS * len(data.train))
-    steps = max(1, int(tokens / recipe.step_tokens))
+    steps = max(LEAST, int(tokens / recipe.step_tokens))
     tokens = steps * recipe.step_tokens
     return {
         "size": size,

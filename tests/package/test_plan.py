@@ -4,6 +4,7 @@ The oracles: PyTorch's own sharding with a process group that sends nothing, enu
 are published.
 """
 
+import bz2
 import json
 import math
 import shlex
@@ -20,9 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gpt.commands import plan
 from gpt.commands.cards import CARDS
 from gpt.commands.cluster import Split, activation_bytes, estimate, estimates, slowest_stage, sum_seconds
+from gpt.commands.plan_text import ERROR, RECIPES, Yardsticks
 from gpt.config import GPTConfig
 from gpt.scale import activation_bytes as activation_bytes_in_float32
 from gpt.scale import flops_by_component, mfu, parameter_count, ring_seconds
+from gpt.storage.corpora import load_text
 from tests.comparing import close
 
 XL, SMALL, H100 = GPTConfig.gpt2_xl(), GPTConfig.gpt2_small(), CARDS["h100"]
@@ -264,6 +267,127 @@ def test_another_card_by_options(command):
 )
 def test_a_mistake_is_one_line(command, arguments, said):
     code, out, error = command("plan", *arguments)
+    assert (code, out) == (2, "")
+    assert said in error
+    assert error.count("\n") == 1
+
+
+# A text and this machine
+
+RUNS = {  # (size, characters read) -> loss on the held-out tenth; one thread, seed 0, the recipes' options
+    "tinyshakespeare": {
+        ("tiny", 250e3): 2.518,
+        ("tiny", 1e6): 2.138,
+        ("tiny", 4e6): 1.774,
+        ("small", 250e3): 2.448,
+        ("small", 1e6): 1.983,
+        ("small", 4e6): 1.650,
+        ("char", 250e3): 2.456,  # the two of char: with 16 windows a step, weight decay 0.1 and no average
+        ("char", 1e6): 2.048,
+    },
+    "python-docs": {
+        ("tiny", 250e3): 2.379,
+        ("tiny", 1e6): 1.808,
+        ("tiny", 4e6): 1.319,
+        ("small", 250e3): 2.287,
+        ("small", 1e6): 1.553,
+        ("small", 4e6): 1.240,
+        ("char", 250e3): 2.291,
+    },
+}
+YARDSTICKS = {"tinyshakespeare": Yardsticks(2.4819, 1.6330), "python-docs": Yardsticks(2.3233, 1.1637)}
+
+
+@pytest.mark.parametrize(("text", "off"), [("tinyshakespeare", 0.005), ("python-docs", ERROR)])
+def test_the_rule_gives_the_measured_losses(text, off):
+    """Of the text it was made from, and of one that it never saw."""
+    for (size, characters), measured in RUNS[text].items():
+        expected = YARDSTICKS[text].loss(RECIPES[size].share(characters))
+        assert abs(expected / measured - 1) < off, (size, characters, expected)
+
+
+def test_yardsticks_by_hand():
+    """18 characters to count, 2 to judge: after a came b 9 times of 9, after b came a 8 times of 8."""
+    text = "ab" * 10
+    found = Yardsticks.of(text)
+    close(found.pairs, math.log((9 + 2) / (9 + 1)), 1e-12)
+    close(found.bzip2, 8 * math.log(2) * len(bz2.compress(text.encode())) / 20, 1e-12)
+
+
+def test_the_yardsticks_of_the_python_reference_are_those_of_the_rule():
+    """The text differs a little with Python's version."""
+    found = Yardsticks.of(load_text("python-docs"))
+    close(found.pairs, YARDSTICKS["python-docs"].pairs, 0.05)
+    close(found.bzip2, YARDSTICKS["python-docs"].bzip2, 0.05)
+
+
+def test_between_two_runs_the_share_is_a_line_over_the_logarithm():
+    recipe = RECIPES["small"]
+    close(recipe.share(500e3), (0.96 + 0.41) / 2, 1e-9)
+    assert (recipe.share(1), recipe.share(1e12)) == (0.96, 0.02)
+
+
+def test_the_bundled_model_is_the_end_of_its_curve(gpt):
+    record = json.loads((gpt.pretrained.BUNDLED["tinyshakespeare"] / "record.json").read_text())
+    expected = YARDSTICKS["tinyshakespeare"].loss(RECIPES["char"].share(6000 * 32 * 128))
+    close(record["held_out"]["loss"], expected, 0.005)
+
+
+@pytest.fixture
+def slow_machine(monkeypatch):
+    """One that does 1000 tokens of any model in a second."""
+    monkeypatch.setattr("gpt.scale.tokens_per_second", lambda *_, **__: 1000.0)
+
+
+def test_a_plan_fits_into_its_minutes_and_its_command_runs(command, slow_machine, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my text.txt").write_text(load_text("python-docs")[:20_000])
+    code, out, error = command("plan", "--file", "my text.txt", "--minutes", 2, "--json")
+    assert (code, error) == (0, "")
+    told = json.loads(out)
+    best = told["best"]
+    assert best["minutes"] <= 2
+    assert best["loss"] == min(size["loss"] for size in told["sizes"] if size["minutes"] <= 2)
+    tokens = best["steps"] * 32 * 64
+    judging = 10 * 2000 / 3000
+    close(best["minutes"], (tokens / 1000 + judging) / 60, 1e-9)
+    close(best["epochs"], tokens / 18_000, 1e-9)
+    words = shlex.split(told["command"])
+    assert words[:5] == ["python", "-m", "gpt", "train", "my text.txt"]
+    assert int(words[words.index("--steps") + 1]) == best["steps"]
+    words[words.index("--steps") + 1] = "2"
+    assert command(*words[3:])[0] == 0
+    assert (tmp_path / "runs" / "my text" / "best").is_dir()
+
+
+def test_a_small_text_is_not_read_for_ever(command, slow_machine, tmp_path):
+    path = tmp_path / "small.txt"
+    path.write_text(load_text("python-docs")[:20_000])
+    code, out, _ = command("plan", "--file", path, "--minutes", 600)
+    assert code == 0
+    assert "All read the text 25 times. More minutes would not help, more text would." in out
+    assert f"python -m gpt train {path} --preset " in out.splitlines()[-1]
+
+
+def test_a_token_of_several_characters_reads_more_and_counts_more(command, slow_machine, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text(load_text("python-docs")[:50_000])
+    told = json.loads(command("plan", "--file", path, "--minutes", 10, "--tokenizer", "bpe:50", "--json")[1])
+    width = told["loss_per_token"] / told["best"]["loss"]
+    close(width, 50_000 / (told["tokens"] * 10 / 9), 0.02)
+    assert width > 1.3
+    assert told["best"]["error"] == 2 * ERROR
+    assert "--tokenizer bpe:50 " in told["command"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a", "at least 20 characters, got 1"), ("ab" * 5000, "--minutes must be at least 0.7 for this text")],
+)
+def test_what_cannot_be_planned_is_one_line(command, slow_machine, tmp_path, text, said):
+    path = tmp_path / "text.txt"
+    path.write_text(text)
+    code, out, error = command("plan", "--file", path, "--minutes", 0.1)
     assert (code, out) == (2, "")
     assert said in error
     assert error.count("\n") == 1
