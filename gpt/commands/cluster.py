@@ -126,7 +126,7 @@ def estimate(
     weights = ring_seconds(split.shard, gathered, card.latency, shard_link, 3 * layers + 2) / 2
     hand_on = 2 * (card.latency + activation / stage_link) if split.stages > 1 else 0.0
     gradients = sum_seconds(copies, 2 * held / split.shard, card.latency, data_link, layers + 1)
-    late = max(0.0, weights - work - tensor)
+    late = max(0.0, weights - work)
     slot = work + tensor + late + hand_on
     seconds = {
         "work": micro_batches * work,

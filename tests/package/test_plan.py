@@ -196,6 +196,74 @@ def test_waiting_is_what_is_not_work():
     assert found.waiting.keys() == {"tensor", "weights", "stages", "bubble", "gradients"}
 
 
+# A model and cards small enough for a calculator: 3 blocks of 872 numbers, a table (with the rest) of 1,040.
+TOY = GPTConfig(context_size=64, vocab_size=64, n_layer=3, n_head=2, n_embd=8)
+BLOCK, TABLE = 12 * 64 + 13 * 8, (64 + 64 + 2) * 8
+TOY_CARD = replace(H100, flops=1e30, bandwidth=1e30, wire=1e6, network=1e5, node=4, latency=1e-3)  # work takes no time
+
+
+def test_shared_weights_are_gathered_and_waited_for():
+    found = estimate(TOY, TOY_CARD, Split(data=2, shard=2, micro_batch=2), sequences=8, context=64)
+    seconds = (3 * 3 + 2) * 1e-3 + 2 * (3 * 3 * BLOCK + 2 * TABLE) / (2 * 1e6)
+    close(found.seconds["weights"], 2 * seconds, 1e-9)
+    close(found.memory["gathered"], 4 * (TABLE + 2 * BLOCK), 0)
+    assert found.seconds["gradients"] == 0
+    busy = replace(TOY_CARD, flops=1e9)
+    work = 2 * 64 * 3 * (3 * (24 * 64 + 4 * 64 * 8) + 2 * 64 * 8) / 0.5e9  # of a micro-batch
+    later = estimate(TOY, busy, Split(data=2, shard=2, micro_batch=2), sequences=8, context=64)
+    close(later.seconds["weights"], 2 * (seconds - work), 1e-9)
+
+
+@pytest.mark.parametrize(("checkpoint", "sums"), [(False, 4), (True, 6)])
+def test_the_cards_that_share_a_block_wait_for_its_sums(checkpoint, sums):
+    split = Split(tensor=2, micro_batch=2, checkpoint=checkpoint)
+    found = estimate(TOY, TOY_CARD, split, sequences=8, context=64)
+    size = 2 * 2 * 64 * 8  # bytes of two sequences
+    close(found.seconds["tensor"], 4 * 3 * sums * (2 * 1e-3 + size / 1e6), 1e-9)
+    close(found.sent, 4 * 3 * sums * size, 0)
+    busy = replace(TOY_CARD, flops=1e9)
+    whole = estimate(TOY, busy, replace(split, tensor=1), sequences=8, context=64)
+    close(estimate(TOY, busy, split, sequences=8, context=64).seconds["work"], whole.seconds["work"] / 2, 1e-12)
+
+
+def test_checkpointing_runs_the_blocks_again():
+    busy = replace(TOY_CARD, flops=1e9)
+    once, again = (estimate(TOY, busy, Split(checkpoint=c), 1, 64).seconds["work"] for c in (False, True))
+    close(again - once, 64 * 3 * (24 * 64 + 4 * 64 * 8) / 0.5e9, 1e-12)
+
+
+def test_stages_hand_their_activations_on_and_back():
+    found = estimate(TOY, TOY_CARD, Split(stages=2, micro_batch=2), sequences=8, context=64)
+    size = 2 * 2 * 64 * 8
+    close(found.seconds["stages"], 4 * 2 * (1e-3 + size / 1e6), 1e-9)
+    close(found.sent, 4 * 2 * size, 0)
+    between = estimate(TOY, replace(TOY_CARD, node=1), Split(stages=2, micro_batch=2), sequences=8, context=64)
+    close(between.seconds["stages"], 4 * 2 * (1e-3 + size / 1e5), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("split", "name", "link"),
+    [
+        (Split(data=4), "gradients", 1e6),  # within a node of 4
+        (Split(data=8), "gradients", 4e5),  # 4 rings through the network cards of a node
+        (Split(data=8, shard=4), "gradients", 1e5),  # a node holds one set of parameters
+        (Split(data=8, shard=2), "gradients", 2e5),
+        (Split(data=8, tensor=2), "gradients", 2e5),
+        (Split(data=8, shard=4), "weights", 1e6),
+        (Split(data=8, shard=8), "weights", 4e5),
+        (Split(data=4, shard=4, tensor=2), "weights", 2e5),
+        (Split(tensor=2), "tensor", 1e6),
+        (Split(tensor=8), "tensor", 4e5),
+    ],
+)
+def test_each_exchange_takes_the_link_that_its_members_have(split, name, link):
+    """Without latency an exchange takes seconds in inverse proportion to its link."""
+    card = replace(TOY_CARD, latency=1e-15)
+    fast = replace(card, wire=1e9, network=1e9)
+    took, short = (estimate(TOY, c, split, sequences=8, context=64).seconds[name] for c in (card, fast))
+    close(took / short, 1e9 / link, 1e-3 * took / short)
+
+
 def test_a_pipeline_waits_for_its_bubble():
     found = estimate(XL, replace(H100, latency=1e-12, wire=1e18), Split(stages=4), 8, 1024)
     share = found.seconds["bubble"] / (found.seconds["bubble"] + found.seconds["work"])
@@ -293,6 +361,7 @@ RUNS = {  # (size, characters read) -> loss on the held-out tenth; one thread, s
         ("small", 1e6): 1.553,
         ("small", 4e6): 1.240,
         ("char", 250e3): 2.291,
+        ("char", 1e6): 1.721,
     },
 }
 YARDSTICKS = {"tinyshakespeare": Yardsticks(2.4819, 1.6330), "python-docs": Yardsticks(2.3233, 1.1637)}
