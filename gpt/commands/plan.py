@@ -92,8 +92,8 @@ def plan_cluster(options: Options) -> None:
     sequences = options.batch_tokens // context
     if not sequences:
         raise ValueError(f"--batch-tokens must be at least one sequence of {context}, got {options.batch_tokens}")
-    if max(options.gpus or 0, sequences) > 1_000_000:
-        raise ValueError("--gpus and the sequences of --batch-tokens must be at most 1,000,000")
+    if max(options.gpus or 0, sequences, options.batch_tokens // 1_000_000) > 1_000_000:
+        raise ValueError("at most 1,000,000 --gpus, 1,000,000 sequences and 10**12 --batch-tokens can be planned")
     found = {
         cards: estimates(config, card, cards, sequences, context, efficiency)
         for cards in ([options.gpus] if options.gpus else CLUSTERS)

@@ -126,7 +126,9 @@ def test_blocks_are_dealt_out_as_evenly_as_the_head_allows(stages):
 def test_every_split_of_a_search_uses_all_cards_and_the_quickest_that_fits_comes_first():
     found = estimates(XL, H100, 64, BATCH, 1024)
     assert {plan.split.cards for plan in found} == {64}
-    assert len({plan.split.kind for plan in found}) == len(found) > 8
+    kinds = {plan.split.kind for plan in found}
+    assert {"DDP", "FSDP", "FSDP + DDP", "tensor + FSDP", "pipeline + DDP", "tensor + pipeline"} < kinds
+    assert len(kinds) == len(found)
     fitting = [plan.step for plan in found if plan.fits(H100)]
     assert fitting == sorted(fitting)
     ddp = next(plan for plan in found if plan.split.kind == "DDP")
@@ -323,7 +325,8 @@ def test_another_card_by_options(command):
         (["gpt2_xl", "--file", "x.txt"], "give either a preset"),
         (["gpt2_xl", "--minutes", "3"], "belong to --file"),
         (["gpt2_xl", "--gpus", "0"], "must be at least 1, got 0"),
-        (["gpt2_xl", "--gpus", "1000001"], "at most 1,000,000"),
+        (["gpt2_xl", "--gpus", "1000001"], "at most 1,000,000 --gpus"),
+        (["gpt2_xl", "--batch-tokens", "9" * 400, "--context-size", "9" * 400], "10**12 --batch-tokens"),
         (["gpt2_xl", "--gpus", "1024", "--batch-tokens", "2048"], "cannot share 2 sequences"),
         (["gpt2_xl", "--batch-tokens", "1000"], "at least one sequence of 1024, got 1000"),
         (["gpt2_xl", "--flops", "nan"], "--flops: must be in"),
