@@ -297,6 +297,7 @@ def test_json_holds_every_number(command):
     code, out, _ = command("plan", "gpt2_xl", "--gpus", 8, "--json")
     told = json.loads(out)
     assert (code, told["parameters"], told["batch_tokens"]) == (0, parameter_count(XL), 524_288)
+    assert told["tokens"] == 20 * parameter_count(XL)
     for row in told["plans"]:
         close(row["tokens_per_second"] * row["step"], 524_288, 1e-6)
         close(row["mfu"], mfu(row["tokens_per_second"], XL, 1024, 8 * H100.flops), 1e-12)
@@ -331,6 +332,7 @@ def test_another_card_by_options(command):
         (["gpt2_xl", "--batch-tokens", "1000"], "at least one sequence of 1024, got 1000"),
         (["gpt2_xl", "--flops", "nan"], "--flops: must be in"),
         (["gpt2_xl", "--price", "-1"], "--price: must be in"),
+        (["gpt2_xl", "--wire", "1e300"], "--wire: must be in"),
         (["gpt2_xl", "--context-size", "0"], "must be at least 1"),
         (["gpt2_xl", "--card", "abacus"], "--card: invalid choice"),
         (["--file", "missing.txt"], "neither a file nor the name of a text"),
@@ -440,6 +442,8 @@ def test_a_small_text_is_not_read_for_ever(command, slow_machine, tmp_path):
     assert code == 0
     assert "All read the text 25 times. More minutes would not help, more text would." in out
     assert f"python -m gpt train {path} --preset " in out.splitlines()[-1]
+    told = json.loads(command("plan", "--file", path, "--minutes", 600, "--json")[1])
+    assert all(24 < size["epochs"] <= 25 for size in told["sizes"])
 
 
 def test_a_token_of_several_characters_reads_more_and_counts_more(command, slow_machine, tmp_path):
@@ -449,7 +453,11 @@ def test_a_token_of_several_characters_reads_more_and_counts_more(command, slow_
     width = told["loss_per_token"] / told["best"]["loss"]
     close(width, 50_000 / (told["tokens"] * 10 / 9), 0.02)
     assert width > 1.3
-    assert told["best"]["error"] == 2 * ERROR
+    best = told["best"]
+    assert best["error"] == 2 * ERROR
+    recipe = RECIPES[best["size"]]
+    share = recipe.share(best["steps"] * recipe.step_tokens * width)
+    close(best["loss"], Yardsticks(told["pairs"], told["bzip2"]).loss(share), 1e-9)
     assert "--tokenizer bpe:50 " in told["command"]
 
 
