@@ -143,12 +143,13 @@ def table(results: dict[str, dict[str, Any]]) -> str:
             continue
         cells = []
         for column in columns:
-            reached = [r[column] for r in runs if r[column] is not None]
+            reached = [value for r in runs if (value := r[column]) is not None]
             digits = 1 if column.startswith("to") else 4
             cells.append(
                 f"{mean(reached):.{digits}f}" if len(reached) == len(runs) else f"{len(reached)} of {len(runs)}"
             )
-        spread = f" ± {stdev(r['last'] for r in runs):.4f}" if len(runs) > 1 else ""
+        last = [value for r in runs if (value := r["last"]) is not None]
+        spread = f" ± {stdev(last):.4f}" if len(last) > 1 else ""
         cells[len(TARGETS)] += spread
         lines.append(f"| {row} | {len(runs)} | {' | '.join(cells)} |")
     return "\n".join(lines)
