@@ -223,6 +223,60 @@ def mfu(tokens_per_second: float, config: GPTConfig, context: int, peak_flops: f
     return tokens_per_second * flops_per_token(config, context, training=True) / peak_flops
 
 
+# Many cards
+
+
+def ring_seconds(members: int, size: float, latency: float, link: float, messages: int = 1) -> float:
+    """Claim (10.17): a ring of K members sums `size` bytes that each of them has, in so many messages, in
+
+        2 (K - 1) (messages alpha + size / (K beta_l))    seconds
+
+    A gather, or a sum of which each member gets its share, is half of it.
+    """
+    return 2 * (members - 1) * (messages * latency + size / (members * link))
+
+
+def state_bytes(parameters: float, shard: int = 1) -> dict[str, float]:
+    """Claim (10.15), first and last stage: 2 bytes a parameter for the weight, 2 for its gradient and 12 for AdamW (a
+    copy and two moments in float32), all dealt out to `shard` cards."""
+    sizes = {"parameters": 2, "gradients": 2, "optimizer": 12}
+    return {name: size * parameters / shard for name, size in sizes.items()}
+
+
+def kept_numbers(config: GPTConfig, tensor: int = 1) -> float:
+    """Claims (10.6) and (10.16): numbers that a block keeps for one token, 4 d + 4 + (12 d + H) / t on each of t cards.
+
+    The norms and what goes into qkv and expand are whole on each card; heads and hidden units are dealt out.
+    """
+    d_model = config.n_embd
+    return 4 * d_model + 4 + (12 * d_model + config.n_head) * largest_share(config, tensor)
+
+
+def largest_share(config: GPTConfig, tensor: int) -> float:
+    """The part of a block that the fullest of `tensor` cards has: 1/t, or more if t does not divide H.
+
+    Attention has 4 of a block's 12 squares and is dealt out by heads; the feed-forward network has 8.
+    """
+    heads = math.ceil(config.n_head / tensor) / config.n_head
+    return (4 * heads + 8 * math.ceil(config.d_ff / tensor) / config.d_ff) / 12
+
+
+def bubble(stages: int, micro_batches: int, runs: int = 1) -> float:
+    """Claim (10.19): the share of its time that a pipeline waits, (K - 1) / (v m + K - 1)."""
+    return (stages - 1) / (runs * micro_batches + stages - 1)
+
+
+def tokens_that_hide_the_wire(flops: float, link: float, sharded: bool = False) -> float:
+    """Claim (10.18), 2 bytes a number: from how many tokens at once a card works longer than its gradients travel; or,
+    if `sharded`, its gradients and the weights of the others."""
+    return 2 * flops / ((2 if sharded else 3) * link)
+
+
+def cards_that_share_a_block(config: GPTConfig, flops: float, link: float) -> float:
+    """Claim (10.18), 2 bytes a number: over how many cards a block may be cut before its sums take longer than it."""
+    return 9 * config.n_embd * link / (2 * flops)
+
+
 def _seconds(function: Callable[[], object], device: torch.device) -> float:
     """How long one call takes. An accelerator works behind Python's back, so wait for it before and after."""
     if device.type != "cpu":

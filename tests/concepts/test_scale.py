@@ -254,6 +254,90 @@ def test_the_measured_peak_is_two_flops_per_multiply_add_in_the_fastest_run(gpt,
     assert gpt.scale.measured_peak_flops(torch.bfloat16, "cpu", size=16) == 2 * 16**3 / 2
 
 
+# Many cards
+
+
+@pytest.mark.parametrize(("members", "messages"), [(2, 1), (5, 1), (64, 3)])
+def test_the_ring_takes_as_long_as_clocks_that_wait_for_their_left_neighbour(gpt, members, messages):
+    """Claim (10.17). Every message is cut into as many chunks as there are members."""
+    size, latency, link = 7e9, 1e-4, 3e10
+    clocks = [0.0] * members
+    for _ in range(2 * (members - 1) * messages):
+        chunk = size / messages / members
+        clocks = [max(clocks[k], clocks[k - 1]) + latency + chunk / link for k in range(members)]
+    close(gpt.scale.ring_seconds(members, size, latency, link, messages), max(clocks), 1e-9)
+
+
+def test_sharded_state_is_that_of_the_published_example(gpt):
+    """Claim (10.15): 120 GB and, on 64 processes, 1.9 (Rajbhandari et al. 2020); GPT-2 1.5B needs at least 24."""
+    whole, dealt = (sum(gpt.scale.state_bytes(7.5e9, shard).values()) / 1e9 for shard in (1, 64))
+    assert (round(whole), round(dealt, 1)) == (120, 1.9)
+    assert sum(gpt.scale.state_bytes(gpt.scale.parameter_count(gpt.GPTConfig.gpt2_xl())).values()) > 24e9
+
+
+@pytest.mark.parametrize("tensor", [1, 2, 5])
+def test_a_card_keeps_its_part_of_a_block_for_the_backward_pass(gpt, tensor):
+    """Claims (10.6) and (10.16): what autograd saves of a block of which this card has some heads and hidden units."""
+    config = gpt.GPTConfig(context_size=7, vocab_size=9, n_layer=1, n_head=10, n_embd=20)
+    d_model, d_head, heads, hidden = 20, 2, 10 // tensor, 80 // tensor
+    gain, bias = torch.ones(2, 20, requires_grad=True)
+    qkv, expand = (torch.randn(n, d_model, requires_grad=True) for n in (3 * heads * d_head, hidden))
+    out, project = (torch.randn(d_model, n, requires_grad=True) for n in (heads * d_head, hidden))
+    x, functional = torch.randn(3, 7, d_model, requires_grad=True), torch.nn.functional
+
+    def norm(x):
+        return functional.layer_norm(x, (d_model,), gain, bias)
+
+    saved = []
+    with saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        q, k, v = functional.linear(norm(x), qkv).view(3, 7, 3, heads, d_head).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        y = x + functional.linear(mixed.transpose(1, 2).flatten(2), out)
+        up = functional.linear(norm(y), expand)
+        _ = y + functional.linear(functional.gelu(up, approximate="tanh"), project)
+    weights = {p.untyped_storage().data_ptr() for p in (gain, bias, qkv, expand, out, project)}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in saved}
+    kept = sum(size for pointer, size in storages.items() if pointer not in weights)
+    assert kept == 4 * 3 * 7 * gpt.scale.kept_numbers(config, tensor)
+
+
+def test_a_block_keeps_what_korthikanti_counts(gpt):
+    """They give 34 s b h bytes in 16 bits; 2 of them are the masks of dropout, one byte a number."""
+    config = gpt.GPTConfig.gpt2_xl()
+    close(2 * gpt.scale.kept_numbers(config) / config.n_embd, 34 - 2, 0.05)
+
+
+def test_heads_that_cannot_be_dealt_out_evenly_are_the_work_of_the_fullest_card(gpt):
+    config = gpt.GPTConfig.gpt2_xl()  # 25 heads on 8 cards: 4 on the first one
+    close(gpt.scale.largest_share(config, 8), (4 * 4 / 25 + 8 / 8) / 12, 1e-12)
+    close(gpt.scale.largest_share(config, 5), 1 / 5, 1e-12)
+
+
+@pytest.mark.parametrize(("stages", "micro_batches", "runs"), [(4, 8, 1), (4, 8, 2), (8, 64, 4), (1, 3, 1)])
+def test_the_bubble_is_what_the_stages_of_a_pipeline_wait(gpt, stages, micro_batches, runs):
+    """Claim (10.19), run by run. `micro_batches` is a multiple of `stages`; so many go through each round."""
+    free, done = [0.0] * stages, {}
+    for first in range(0, micro_batches, stages):
+        for run in range(runs * stages):
+            for i in range(first, min(first + stages, micro_batches)):
+                ready = max(free[run % stages], done.get((i, run - 1), 0.0))
+                free[run % stages] = done[i, run] = ready + 1 / runs
+    close(gpt.scale.bubble(stages, micro_batches, runs), 1 - micro_batches / max(free), 1e-12)
+
+
+def test_the_wire_hides_behind_the_tokens_that_take_as_long(gpt):
+    """Claim (10.18): 6 P n / pi seconds of work, and a ring of many cards without latency."""
+    flops, link, parameters = 1e14, 1e11, 1e9
+    for sharded, volume in ((False, 2), (True, 3)):
+        n = gpt.scale.tokens_that_hide_the_wire(flops, link, sharded)
+        wire = volume / 2 * gpt.scale.ring_seconds(10**9, 2 * parameters, 0, link)
+        close(6 * parameters * n / flops, wire, 1e-6)
+    config = gpt.GPTConfig.gpt2_xl()
+    cards = gpt.scale.cards_that_share_a_block(config, flops, link)
+    work = 72 * config.n_embd**2 / (cards * flops)  # of a token
+    close(work, 4 * gpt.scale.ring_seconds(10**9, 2 * config.n_embd, 0, link), 1e-12)
+
+
 @pytest.mark.parametrize(
     ("argument", "call"),
     [
