@@ -7,6 +7,9 @@ A checkpoint is a folder `step-00001000` with three files:
                        optimizer, schedule, position in the data, ...
     SHA256SUMS         the checksums of the other two (`sha256sum -c SHA256SUMS` checks them by hand)
 
+Where several processes each hold a part of the model, `shard-0000k-...safetensors` take the place of the weights, see
+sharded.py. Any number of processes, also one, can read either kind.
+
 It is written under a hidden name, forced to the disk (fsync) and only then renamed. A rename happens whole or not
 at all, so a folder with the final name is complete. Nothing is unpickled that could run code: the weights are
 safetensors, and state.pt is read with `weights_only=True`. DEEP_THEORY_GUIDE.md, Part 7.
@@ -18,6 +21,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +33,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt.model import GPT
+from gpt.storage.sharded import SHARDS, dealt_out, put_together, read_parts, take_apart, write_parts
+from gpt.support.distributed import from_first, is_sharded, rank
 from gpt.support.files import CHECKSUMS, flush, read_checksums, sha256, temporary_beside, write_checksums
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
@@ -41,7 +47,8 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     """Write `folder/step-<step>` and return its path; then delete the oldest steps before it, so that `keep` remain.
 
     The model's `config` is saved too. state: tensors, numbers, strings, and lists, tuples and dicts of these.
-    A later step in the folder is never deleted. One process at a time may write to a folder.
+    A later step in the folder is never deleted. One process at a time may write to a folder; only for a sharded model
+    all processes must call this, and then each writes its part.
     Raises ValueError or TypeError for bad arguments, OSError if the disk is full or read-only. After any error or
     kill, the checkpoints from before can still be loaded; the next save clears away what a kill left.
     """
@@ -54,15 +61,34 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     folder = Path(folder)
     target = folder / f"step-{step:08d}"
     content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": state}
-    with temporary_beside(target) as temporary:
-        tidy(folder)
-        temporary.mkdir()
-        _write_files(temporary, model.state_dict(), content, target)
-        _move_into_place(temporary, target)
-    up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
-    for path in up_to_this[:-keep]:
-        _discard(path)
+    if is_sharded(model):
+        _save_parts(target, model, content)
+    else:
+        with temporary_beside(target) as temporary:
+            tidy(folder)
+            temporary.mkdir()
+            _write_files(temporary, model.state_dict(), content, target)
+            _move_into_place(temporary, target)
+    if rank() == 0:
+        up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
+        for path in up_to_this[:-keep]:
+            _discard(path)
     return target
+
+
+def _save_parts(target: Path, model: GPT, content: dict[str, Any]) -> None:
+    """Every process writes its part of each tensor, and the first of them the rest, before it renames the folder."""
+    rest, parts = take_apart({"model": model.state_dict(), "state": content["state"]})
+    first = rank() == 0
+    with temporary_beside(target) if first else nullcontext() as own:
+        if own is not None:
+            tidy(target.parent)
+            own.mkdir()
+        temporary = Path(from_first(str(own)))
+        write_parts(temporary, parts)
+        if first:
+            _write_files(temporary, None, {**content, "state": rest["state"]}, target)
+            _move_into_place(temporary, target)
 
 
 @dataclass(frozen=True)
@@ -89,7 +115,8 @@ class Checkpoint:
 def read_checkpoint(folder: str | Path, model: GPT) -> Checkpoint:
     """Read a checkpoint of this model: of a run's folder the newest, or one step's folder. Tensors come on the CPU.
 
-    Nothing is changed. Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config
+    Nothing is changed. For a sharded model all processes must call this, and tensors come as the model's own are.
+    Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config
     (naming the fields that differ), or a file in it is damaged or holds something else.
     """
     folder = Path(folder)
@@ -98,15 +125,27 @@ def read_checkpoint(folder: str | Path, model: GPT) -> Checkpoint:
         if newest is None:
             raise FileNotFoundError(f"no checkpoint in {folder}: it holds no complete step-... folder")
         folder = newest
-    _verify_checksums(folder)
+    if rank() == 0:  # once is enough
+        _verify_checksums(folder)
     content = _read_state(folder / STATE)
     _check_same_config(content["config"], asdict(model.config), folder)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a file of weights: {error}") from error
+    tensors = {"model": {}, "state": content["state"]}
+    if any(folder.glob(SHARDS)):
+        tensors = put_together(tensors, read_parts(folder, model))
+    else:
+        tensors["model"] = _read_weights(folder / WEIGHTS)
+    weights = tensors["model"]
     _check_same_tensors(weights, model.state_dict(), folder / WEIGHTS)
-    return Checkpoint(folder, weights, {**content["state"], "step": content["step"]}, content["rng"])
+    if is_sharded(model):
+        weights = dealt_out(weights, model)
+    return Checkpoint(folder, weights, {**tensors["state"], "step": content["step"]}, content["rng"])
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of weights: {error}") from error
 
 
 def load_checkpoint(folder: str | Path, model: GPT) -> dict[str, Any]:
@@ -138,15 +177,18 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][device], device)
 
 
-def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, Any], target: Path) -> None:
+def _write_files(folder: Path, weights: dict[str, Tensor] | None, content: dict[str, Any], target: Path) -> None:
+    """All files of a checkpoint; without weights, those that are missing beside the shards in the folder."""
     try:
-        save_file(weights, folder / WEIGHTS)
+        if weights is not None:
+            save_file(weights, folder / WEIGHTS)
         torch.save(content, folder / STATE)
     except (SafetensorError, RuntimeError) as error:  # neither library passes on the system's own OSError
         raise OSError(f"could not write {target} (is the disk full?): {error}") from error
     _read_state(folder / STATE, mmap=True)  # a state that does not load must not become a checkpoint
-    write_checksums(folder, (WEIGHTS, STATE))
-    for path in (folder / WEIGHTS, folder / STATE, folder / CHECKSUMS, folder):
+    names = (*sorted(path.name for path in folder.glob(SHARDS)), STATE) if weights is None else (WEIGHTS, STATE)
+    write_checksums(folder, names)
+    for path in (*(folder / name for name in names), folder / CHECKSUMS, folder):
         flush(path)
 
 
@@ -227,11 +269,13 @@ def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:
 
 def _verify_checksums(folder: Path) -> None:
     """Raise ValueError for a damaged file, FileNotFoundError for a missing one; name the checkpoint before it."""
-    for name in (CHECKSUMS, WEIGHTS, STATE):
+    expected = read_checksums(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else {}
+    shards = {path.name for path in folder.glob(SHARDS)}
+    names = sorted({*expected, *shards, STATE}) if shards else [WEIGHTS, STATE]
+    for name in (CHECKSUMS, *names):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is incomplete: it has no {name}{_way_out(folder)}")
-    expected = read_checksums(folder / CHECKSUMS)
-    for name in (WEIGHTS, STATE):
+    for name in names:
         if expected.get(name) != sha256(folder / name):
             raise ValueError(
                 f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}{_way_out(folder)}"
