@@ -17,7 +17,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.distributed_c10d import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gpt.model import GPT
@@ -48,7 +48,7 @@ def world_size() -> int:
 
 
 def _joined() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_initialized()
 
 
 @contextmanager
