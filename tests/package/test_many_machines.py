@@ -153,8 +153,7 @@ def test_a_process_that_fails_says_why_and_ends_all(killed):
 # --- as schedulers start it
 
 SMALL = ["--preset", "tiny", "--context-size", "8", "--n-layer", "1", "--n-head", "2", "--n-embd", "8"]
-OFTEN = ["--batch-size", "2", "--steps", "400", "--log-interval", "1", "--eval-interval", "400",
-         "--checkpoint-interval", "300", "--device", "cpu"]  # fmt: skip
+OFTEN = ["--batch-size", "2", "--log-interval", "1", "--checkpoint-interval", "100000", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -185,23 +184,24 @@ def free_port() -> str:
 def test_the_script_for_slurm_trains_and_saves_when_its_time_is_over(place):
     script = ROOT / "docs" / "cluster" / "slurm.sh"
     slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7"}
-    arguments = [str(script), str(place / "my.txt"), *SMALL, *OFTEN]
+    arguments = [str(script), str(place / "my.txt"), *SMALL, *OFTEN, "--steps", "100000"]  # it never ends by itself
     with open(place / "slurm.log", "w") as log:
         job = subprocess.Popen(
             arguments, env=on_cluster(place, PORT=free_port(), **slurm), stdout=log, stderr=subprocess.STDOUT, text=True
         )
-    said = wait_for("step 3/400", place / "slurm.log", job)
+    said = wait_for("step 3/100000", place / "slurm.log", job)
     job.send_signal(signal.SIGTERM)
     job.wait(PATIENCE)
     said = (place / "slurm.log").read_text()
     assert said.count("Stopped early. Nothing is lost") == 1, said
-    assert 3 <= newest(place) < 300, said
+    assert newest(place) >= 3, said
 
 
 def wait_for(line: str, log: Path, job: subprocess.Popen[str]) -> str:
     end = time.monotonic() + PATIENCE
     while line not in (said := log.read_text()):
-        assert job.poll() is None and time.monotonic() < end, said
+        assert job.poll() is None, said
+        assert time.monotonic() < end, said
         time.sleep(0.05)
     return said
 
@@ -219,15 +219,17 @@ def test_the_job_for_kubernetes_goes_on_from_there_in_shards(place):
     here = {"NODES": "1", "PROCESSES": "2", "FIRST": "127.0.0.1", "PORT": free_port(), "TEXT": str(place / "my.txt")}
     assert variables.keys() == {*here, "OUT"}
     before = newest(place)
+    last = before + 10
+    fewer = ["--steps", str(last), "--allow-changes"]
     done = subprocess.run(
-        [*container["command"], *SMALL, *OFTEN, container["args"][-1]],
+        [*container["command"], *SMALL, *OFTEN, *fewer, container["args"][-1]],
         env={**variables, **on_cluster(place, JOB_COMPLETION_INDEX="0", **here)},
         capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"resuming after step {before}/400" in done.stdout
-    assert done.stdout.count("step 400/400  train loss") == 1
-    assert list((place / "run" / "checkpoints" / "step-00000400").glob("shard-0000?-*"))
+    assert f"resuming after step {before}/{last}" in done.stdout
+    assert done.stdout.count(f"step {last}/{last}  train loss") == 1
+    assert list((place / "run" / "checkpoints" / f"step-{last:08d}").glob("shard-0000?-*"))
     assert (place / "run" / "best" / "record.json").is_file()
 
 
