@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from gpt.model import GPT, IGNORED, check_ids
-from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, tidy
+from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, start_saving, tidy
 from gpt.storage.pretrained import save_pretrained
 from gpt.storage.sharded import dealt_out, has_names, with_names, with_numbers
 from gpt.support import distributed
@@ -326,6 +327,7 @@ class Run:
         self.pending: list[float] = []  # the losses since the last entry of history.train
         self.tokens_read = 0  # by this process
         self.lock: BaseFileLock | None = None
+        self.saving: Future[None] | None = None
 
     def step(self) -> float:
         """One update: fetch its batches, take their joint gradient, clip it, move the weights. Returns the loss.
@@ -382,6 +384,7 @@ class Run:
 
     def finish(self) -> GPT:
         """Give the model the averaged weights, if they are averaged, and return it. Unlocks the folder."""
+        self._wait_for_the_save()
         self.release()
         if self.averaged is not None:
             self.model.load_state_dict(self.result.state_dict())
@@ -428,11 +431,12 @@ class Run:
         if saved | {"settings"} != own:  # a run of an earlier version has none
             raise ValueError(f"{whose} holds {sorted(saved)}, but this run has {sorted(own)}: give it the same options")
 
-    def save(self) -> None:
+    def save(self, wait: bool = True) -> None:
         """Write a checkpoint of this step into the folder.
 
-        Raises ValueError without a folder, OSError if it cannot be written, FloatingPointError if a weight is not
-        finite: such a state must not push good checkpoints out.
+        Without `wait`, a sharded model is written while training goes on; what fails then is raised by the next save
+        or by `finish`. Raises ValueError without a folder, OSError if it cannot be written, FloatingPointError if a
+        weight is not finite: such a state must not push good checkpoints out.
         """
         if self.folder is None:
             raise ValueError("save needs a folder, got folder=None")
@@ -441,10 +445,18 @@ class Run:
                 self._check_finite(f"weight {name}", math.nan)
         state = self.state_dict()
         if distributed.is_sharded(self.model):
+            self._wait_for_the_save()
             state["optimizer"] = with_names(state["optimizer"], self._names())
-        elif distributed.rank() != 0:  # all hold the same
-            return
-        save_checkpoint(self.folder / "checkpoints", self.model, state, self.history.step)
+            self.saving = start_saving(self.folder / "checkpoints", self.model, state, self.history.step)
+            if wait:
+                self._wait_for_the_save()
+        elif distributed.rank() == 0:  # all hold the same
+            save_checkpoint(self.folder / "checkpoints", self.model, state, self.history.step)
+
+    def _wait_for_the_save(self) -> None:
+        if self.saving is not None:
+            self.saving.result()
+            self.saving = None
 
     def _names(self) -> list[str]:
         """Of the weights, in the optimizer's order."""
@@ -604,7 +616,7 @@ def train(
                     with _saved_if_unheard(run):
                         say(f"step {log.step}/{n_steps}  validation loss {score:.4f}  best {log.best:.4f}")
                 if folder is not None and (log.step % checkpoint_interval == 0 or last):
-                    run.save()
+                    run.save(wait=last)
             log.stopped_by = stopped_by
             if folder is not None and log.stopped_early:
                 run.save()

@@ -21,7 +21,9 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import nullcontext
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,33 +64,47 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     target = folder / f"step-{step:08d}"
     content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": state}
     if is_sharded(model):
-        _save_parts(target, model, content)
-    else:
-        with temporary_beside(target) as temporary:
-            tidy(folder)
-            temporary.mkdir()
-            _write_files(temporary, model.state_dict(), content, target)
-            _move_into_place(temporary, target)
-    if rank() == 0:
-        up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
-        for path in up_to_this[:-keep]:
-            _discard(path)
+        start_saving(folder, model, state, step, keep).result()
+        return target
+    with temporary_beside(target) as temporary:
+        tidy(folder)
+        temporary.mkdir()
+        _write_files(temporary, model.state_dict(), content, target)
+        _move_into_place(temporary, target)
+    _discard_older(folder, step, keep)
     return target
 
 
-def _save_parts(target: Path, model: GPT, content: dict[str, Any]) -> None:
-    """Every process writes its part of each tensor, and the first of them the rest, before it renames the folder."""
-    rest, parts = take_apart({"model": model.state_dict(), "state": content["state"]})
-    first = rank() == 0
-    with temporary_beside(target) if first else nullcontext() as own:
-        if own is not None:
-            tidy(target.parent)
-            own.mkdir()
-        temporary = Path(from_first(str(own)))
-        write_parts(temporary, parts)
+def start_saving(folder: Path, model: GPT, state: dict[str, Any], step: int, keep: int = 2) -> Future[None]:
+    """`save_checkpoint` of a sharded model, of which only the copying in memory has happened when this returns.
+
+    Every process writes its part of each tensor; the first also writes the rest, and renames the folder when all is
+    there. One save at a time: before the next, ask the Future for its result(), which raises what went wrong.
+    """
+    target, first, held = folder / f"step-{step:08d}", rank() == 0, ExitStack()
+    rest, parts = take_apart({"model": model.state_dict(), "state": state})
+    content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": rest["state"]}
+    own = held.enter_context(temporary_beside(target)) if first else Path()
+    with held:
         if first:
-            _write_files(temporary, None, {**content, "state": rest["state"]}, target)
-            _move_into_place(temporary, target)
+            tidy(folder)
+            own.mkdir()
+            _write_state(own, content, target)
+        wait = write_parts(Path(from_first(str(own))), parts)
+        held = held.pop_all()
+
+    def finish() -> None:
+        with held:
+            wait()
+            if first:
+                _seal(own, (*sorted(path.name for path in own.glob(SHARDS)), STATE))
+                _move_into_place(own, target)
+                _discard_older(folder, step, keep)
+
+    thread = ThreadPoolExecutor(1)
+    saving = thread.submit(finish)
+    thread.shutdown(wait=False)
+    return saving
 
 
 @dataclass(frozen=True)
@@ -177,16 +193,25 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"][device], device)
 
 
-def _write_files(folder: Path, weights: dict[str, Tensor] | None, content: dict[str, Any], target: Path) -> None:
-    """All files of a checkpoint; without weights, those that are missing beside the shards in the folder."""
+def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, Any], target: Path) -> None:
     try:
-        if weights is not None:
-            save_file(weights, folder / WEIGHTS)
+        save_file(weights, folder / WEIGHTS)
+    except SafetensorError as error:  # it does not pass on the system's own OSError
+        raise OSError(f"could not write {target} (is the disk full?): {error}") from error
+    _write_state(folder, content, target)
+    _seal(folder, (WEIGHTS, STATE))
+
+
+def _write_state(folder: Path, content: dict[str, Any], target: Path) -> None:
+    try:
         torch.save(content, folder / STATE)
-    except (SafetensorError, RuntimeError) as error:  # neither library passes on the system's own OSError
+    except RuntimeError as error:  # nor does this one
         raise OSError(f"could not write {target} (is the disk full?): {error}") from error
     _read_state(folder / STATE, mmap=True)  # a state that does not load must not become a checkpoint
-    names = (*sorted(path.name for path in folder.glob(SHARDS)), STATE) if weights is None else (WEIGHTS, STATE)
+
+
+def _seal(folder: Path, names: Sequence[str]) -> None:
+    """Write down the checksums, and wait until all is on the disk."""
     write_checksums(folder, names)
     for path in (*(folder / name for name in names), folder / CHECKSUMS, folder):
         flush(path)
@@ -258,6 +283,13 @@ def _discard(path: Path) -> None:
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     os.rename(path, hidden)
     shutil.rmtree(hidden)
+
+
+def _discard_older(folder: Path, step: int, keep: int) -> None:
+    """Of the steps up to this one, delete the oldest, so that `keep` remain."""
+    up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
+    for path in up_to_this[:-keep]:
+        _discard(path)
 
 
 def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:

@@ -9,10 +9,14 @@ knows the shape of the whole and how it is dealt out. A state is a tree of dicts
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from gpt.support.distributed import is_sharded
@@ -49,20 +53,33 @@ def put_together(tree: dict[str, Any], parts: dict[str, Tensor]) -> dict[str, An
     return tree
 
 
-def write_parts(folder: Path, parts: dict[str, Tensor]) -> None:
-    """Write this process's share of each DTensor into a folder that exists; all processes must call it.
+def write_parts(folder: Path, parts: dict[str, Tensor]) -> Callable[[], None]:
+    """Begin to write this process's share of each DTensor into a folder that exists; all processes must call it.
 
-    Raises OSError if one of them cannot write.
+    The values are copied before this returns, so training may go on. Returns what waits until all processes have
+    written, and raises OSError if one of them could not.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-    from torch.distributed.checkpoint.state_dict_saver import save
+    from torch.distributed.checkpoint.state_dict_saver import async_save
 
-    try:
-        save(parts, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        failed, (reason, _) = min(error.failures.items())
-        raise OSError(f"process {failed} could not write to {folder} (is the disk full?): {reason}") from error
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    written = cast("Future[Any]", async_save(parts, storage_writer=writer, process_group=_between(dist.group.WORLD)))
+
+    def wait() -> None:
+        try:
+            written.result()
+        except CheckpointException as error:
+            failed, (reason, _) = min(error.failures.items())
+            raise OSError(f"process {failed} could not write to {folder} (is the disk full?): {reason}") from error
+
+    return wait
+
+
+@lru_cache(maxsize=1)
+def _between(_everyone: object) -> Any:
+    """A group of the same processes for a thread that writes: what it sends must not meet what training sends."""
+    return dist.new_group(backend="gloo")
 
 
 def read_parts(folder: Path, model: nn.Module) -> dict[str, Tensor]:
