@@ -21,6 +21,7 @@ import torch
 
 from tests import distributed_worker as worker
 from tests.comparing import close
+from tests.faults.many import workers
 
 ROOT = Path(__file__).parent.parent.parent
 WORKER = ROOT / "tests" / "distributed_worker.py"
@@ -150,6 +151,25 @@ def test_a_process_that_fails_says_why_and_ends_all(killed):
     assert "rank0" not in last_attempt, "what the other process saw follows from it, and is not said"
 
 
+def test_gradients_are_added_up_at_the_last_micro_batch_alone():
+    from gpt.support.distributed import synchronised
+
+    class Copies(torch.nn.Module):  # as DDP
+        def no_sync(self):
+            return "not yet"
+
+    class Shards(torch.nn.Module):  # as FSDP2
+        def set_requires_gradient_sync(self, wanted: bool) -> None:
+            self.wanted = wanted
+
+    assert synchronised(Copies(), last=False) == "not yet"
+    assert synchronised(Copies(), last=True) != "not yet"
+    shards = Shards()
+    for last in (False, True):
+        synchronised(shards, last)
+        assert shards.wanted is last
+
+
 # --- as schedulers start it
 
 SMALL = ["--preset", "tiny", "--context-size", "8", "--n-layer", "1", "--n-head", "2", "--n-embd", "8"]
@@ -181,20 +201,31 @@ def free_port() -> str:
         return str(one.getsockname()[1])
 
 
-def test_the_script_for_slurm_trains_and_saves_when_its_time_is_over(place):
+def test_the_script_for_slurm_saves_when_a_node_goes_or_its_time_is_over(place):
+    """First one process is asked to end: all save, and torchrun starts them anew. Then the job is."""
     script = ROOT / "docs" / "cluster" / "slurm.sh"
     slurm = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_ID": "7"}
     arguments = [str(script), str(place / "my.txt"), *SMALL, *OFTEN, "--steps", "100000"]  # it never ends by itself
-    with open(place / "slurm.log", "w") as log:
+    with open(place / "slurm.log", "w") as file:
         job = subprocess.Popen(
-            arguments, env=on_cluster(place, PORT=free_port(), **slurm), stdout=log, stderr=subprocess.STDOUT, text=True
+            arguments,
+            env=on_cluster(place, PORT=free_port(), **slurm),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
-    said = wait_for("step 3/100000", place / "slurm.log", job)
+    log = place / "slurm.log"
+    wait_for("step 3/100000", log, job)
+    os.kill(workers(job.pid)[1], signal.SIGTERM)
+    resumed = wait_for("resuming after step", log, job)
+    assert resumed.count("Stopped early. Nothing is lost") == 1, resumed
+    before = newest(place)
+    wait_for(f"step {before + 3}/100000", log, job)
     job.send_signal(signal.SIGTERM)
     job.wait(PATIENCE)
-    said = (place / "slurm.log").read_text()
-    assert said.count("Stopped early. Nothing is lost") == 1, said
-    assert newest(place) >= 3, said
+    said = log.read_text()
+    assert said.count("Stopped early. Nothing is lost") == 2, said
+    assert newest(place) >= before + 3, said
 
 
 def wait_for(line: str, log: Path, job: subprocess.Popen[str]) -> str:
