@@ -220,7 +220,13 @@ def replicated(model: GPT) -> nn.Module:
     """What to call in training: the model itself, or DDP around it, which keeps the copies of all processes equal."""
     if world_size() == 1 or is_sharded(model):
         return model
-    return nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    copies = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # After its first backward pass DDP packs the gradients into other buckets, and in another place a sum of three or
+    # more is rounded otherwise. That pass is this one, so that a resumed run adds up as the unbroken one does.
+    token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
+    copies(token, token)[1].backward()
+    model.zero_grad()
+    return copies
 
 
 def synchronised(model: nn.Module, last: bool) -> AbstractContextManager[object]:
