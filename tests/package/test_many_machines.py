@@ -298,3 +298,38 @@ def test_more_processes_than_sequences_are_refused(place, capsys, monkeypatch):
     assert "--batch-size must be at least 1 for each of 3 processes, got 2" in capsys.readouterr().err
     with pytest.raises(ValueError, match="a batch must have a sequence for each of 3 processes, got 2"):
         distributed.own_rows(torch.zeros(2, 8))
+
+
+def test_dropout_differs_between_steps_and_processes_and_not_between_attempts(monkeypatch):
+    from gpt.support import distributed
+
+    def drawn(step: int, rank: int) -> float:
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        distributed.seed(5, step)
+        return torch.rand(1).item()
+
+    places = [(step, rank) for step in range(4) for rank in range(4)]
+    draws = [drawn(*place) for place in places]
+    assert len(set(draws)) == len(places)
+    assert draws == [drawn(*place) for place in places]
+
+
+def test_compiled_training_learns_the_same_and_leaves_the_model_alone(gpt, monkeypatch):
+    """With the compiler's front alone, which takes seconds less; --compile itself adds the machine code."""
+    compiler, calls = torch.compile, []
+
+    def front(model: torch.nn.Module) -> object:
+        calls.append(model)
+        return compiler(model, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", front)
+    losses = {}
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = gpt.GPT(gpt.GPTConfig(context_size=8, vocab_size=11, n_layer=1, n_head=2, n_embd=8, dropout=0.0))
+        windows = gpt.RandomWindows(torch.arange(200) % 11, 8, batch_size=4, seed=1)
+        run = gpt.Run(model, windows, gpt.adamw(model, 1e-2), device="cpu", compile=compiled)
+        losses[compiled] = [run.step() for _ in range(3)]
+        assert not any("_orig_mod" in name for name in run.result.state_dict())
+    assert calls == [run.model]
+    close(losses[True], losses[False], 1e-5)
