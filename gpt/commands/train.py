@@ -32,7 +32,6 @@ EXAMPLES = (
     "my.txt --tokenizer bpe:1000 --preset tiny",
     "my.txt --init gpt2 --lr 1e-4 --steps 200",
     "my.txt --out runs/mine --resume",
-    "my.txt --shard  (started by: torchrun --nproc_per_node=2 -m gpt)",
 )
 SIZES = ("context_size", "n_layer", "n_head", "n_embd")
 
