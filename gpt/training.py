@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,12 +24,13 @@ import torch.nn.functional as F
 from filelock import BaseFileLock
 from jaxtyping import Int, Integer
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from gpt.model import GPT, IGNORED, check_ids
-from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, tidy
+from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, start_saving, tidy
 from gpt.storage.pretrained import save_pretrained
+from gpt.storage.sharded import dealt_out, has_names, with_names, with_numbers
+from gpt.support import distributed
 from gpt.support.checks import check_number
 from gpt.support.files import lock, sha256
 from gpt.support.machine import PRECISIONS, a_signal_finishes_the_step, hide_progress_bar, pick_device
@@ -117,13 +119,15 @@ def evaluate(
     tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"],
     characters: int | None = None,
     batch_size: int = 32,
+    together: bool = False,
 ) -> Evaluation:
     """Score a whole split: a tensor of ids, or an array from `read_tokens`.
 
     Every token but the first is predicted exactly once. The windows are context_size long and do not overlap; the
     last may be shorter. `characters` is how many the predicted tokens spell (default: one each, as with a
-    CharTokenizer). Raises TypeError for ids that are not integers, ValueError for fewer than two tokens, another shape
-    than [n], ids outside the vocabulary, and characters or a batch_size below 1.
+    CharTokenizer). With `together` all processes of a `gpt.support.distributed.group` call this, and each scores its
+    share of the windows. Raises TypeError for ids that are not integers, ValueError for fewer than two tokens, another
+    shape than [n], ids outside the vocabulary, and characters or a batch_size below 1.
     """
     at_least_one("batch_size", batch_size)
     if characters is not None:
@@ -136,15 +140,23 @@ def evaluate(
     if predicted < 1:
         raise ValueError(f"tokens must hold at least two ids to predict one, got {len(tokens)}")
     device, total = model.token_embedding.weight.device, 0.0
+    reach, processes, rank = batch_size * size, 1, 0
+    if together:
+        processes, rank = distributed.world_size(), distributed.rank()
     with evaluation_mode(model):
-        for start in range(0, predicted, batch_size * size):
-            span = _ids_on_cpu(tokens[start : start + batch_size * size + 1])
+        for first in range(0, predicted, processes * reach):
+            start = first + rank * reach
+            idle = start >= predicted  # nothing is left for this process; it only keeps step with the others
+            start = first if idle else start
+            span = _ids_on_cpu(tokens[start : start + reach + 1])
             check_ids("tokens", span, model.config.vocab_size)  # here, where a wrong id can still be named
             inputs, targets = span[:-1], span[1:]
             short = -len(inputs) % size  # the last window is filled up: token 0 to read, nothing to predict
             inputs = F.pad(inputs, (0, short)).view(-1, size).to(device)
             targets = F.pad(targets, (0, short), value=IGNORED).view(-1, size).to(device)
-            total += model(inputs, targets)[1].item() * (len(span) - 1)
+            summed = model(inputs, targets)[1].item() * (len(span) - 1)
+            total += 0.0 if idle else summed
+    total = distributed.total(total) if together else total
     loss = total / predicted
     perplexity = torch.tensor(loss, dtype=torch.float64).exp().item()  # inf, not an error, when a run has diverged
     return Evaluation(loss, perplexity, total / math.log(2) / (characters or predicted))
@@ -191,23 +203,27 @@ def batch_gradient(
     """Add to every parameter's grad the gradient of the mean loss over all targets of all micro-batches.
 
     Each micro-batch counts by its share of the targets that are not IGNORED. Then k small batches give the very
-    gradient of the large one, also when they hold different numbers of targets. Returns that mean loss. Raises
-    ValueError if there is no target at all.
+    gradient of the large one, also when they hold different numbers of targets. Returns that mean loss. In a
+    `gpt.support.distributed.group` the batches of all processes count so: the loss is the sum over all, divided by all
+    their targets. Raises ValueError if there is no target at all; in a group, if a micro-batch has none.
     """
     device = next(model.parameters()).device
     counts = [(targets != IGNORED).sum().item() for _, targets in batches]
-    if not sum(counts):
+    processes = distributed.world_size()
+    if not sum(counts) or (processes > 1 and not all(counts)):
         raise ValueError("batches must hold at least one target that is not ignored, got none")
-    mean_loss = 0.0
-    for (inputs, targets), count in zip(batches, counts, strict=True):
+    share = sum(counts) / distributed.total(sum(counts)) * processes  # DDP and FSDP take the mean over processes
+    mean_loss, last = 0.0, len(batches) - 1
+    for i, ((inputs, targets), count) in enumerate(zip(batches, counts, strict=True)):
         if not count:
             continue
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
-            _, loss = model(inputs.to(device), targets.to(device))
-        loss = loss * (count / sum(counts))
-        (scaler.scale(loss) if scaler else loss).backward()
+        with distributed.synchronised(model, i == last):
+            with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
+                _, loss = model(inputs.to(device), targets.to(device))
+            loss = loss * ((count / sum(counts)) * share)
+            (scaler.scale(loss) if scaler else loss).backward()
         mean_loss += loss.item()
-    return mean_loss
+    return distributed.total(mean_loss) / processes
 
 
 def _settings_of(optimizer: torch.optim.Optimizer) -> dict[str, Setting]:
@@ -237,11 +253,15 @@ class Run:
     precision      "float32", or "bfloat16" / "float16" autocast (float16 scales its loss and needs a GPU)
     max_grad_norm  a longer gradient is scaled down to this norm (None: never)
     average        decay of an exponential moving average of the weights, for example 0.999
+    compile        whether training calls the model through torch.compile: slow to start, then faster
     folder         keeps `checkpoints/` and `best/` (lowest loss in `evaluate`, for from_pretrained, with the tokenizer
                    if one is given)
     history        the `History` to fill; its `step` is the run's only count of finished updates
     settings       what else makes this run what it is, by name: the checksum of its text, its seed, ... A checkpoint
                    holds them, with the options above, so that a resume can tell whether it continues the same run
+
+    In a `gpt.support.distributed.group` every process makes the same Run, with the same batches, and takes its own rows
+    of each; a model that is not sharded is replicated. All methods but `log` and `release` wait for all processes.
 
     Raises TypeError or ValueError, naming the argument, before anything is moved or changed.
     """
@@ -258,6 +278,7 @@ class Run:
         precision: str = "float32",
         max_grad_norm: float | None = 1.0,
         average: float | None = None,
+        compile: bool = False,
         folder: str | Path | None = None,
         tokenizer: Tokenizer | None = None,
         history: History | None = None,
@@ -287,7 +308,11 @@ class Run:
         self.model, self.batches, self.optimizer = model.to(self.device).train(), batches, optimizer
         self.schedule, self.accumulation, self.max_grad_norm = schedule, accumulation, max_grad_norm
         self.precision, self.scaler = precision, torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
-        self.averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+        self.averaged = None if average is None else distributed.moving_average(model, average)
+        self.learner = distributed.replicated(model)  # what training calls; the weights are the model's
+        if compile:
+            self.learner = cast(nn.Module, torch.compile(self.learner))
+        self.seed = torch.initial_seed()
         self.folder, self.tokenizer = None if folder is None else Path(folder), tokenizer
         self.history = History() if history is None else history
         self.settings: dict[str, Setting] = {
@@ -302,6 +327,7 @@ class Run:
         self.pending: list[float] = []  # the losses since the last entry of history.train
         self.tokens_read = 0  # by this process
         self.lock: BaseFileLock | None = None
+        self.saving: Future[None] | None = None
 
     def step(self) -> float:
         """One update: fetch its batches, take their joint gradient, clip it, move the weights. Returns the loss.
@@ -309,11 +335,15 @@ class Run:
         Raises FloatingPointError, before the weights are moved, if the loss or the gradient is not finite.
         """
         batches = [self.batches.next_batch() for _ in range(self.accumulation)]
+        self.tokens_read += sum(inputs.numel() for inputs, _ in batches)
+        if distributed.world_size() > 1:
+            batches = [(distributed.own_rows(inputs), distributed.own_rows(targets)) for inputs, targets in batches]
+            distributed.seed(self.seed, self.history.step)
         if self.schedule is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.schedule(self.history.step)
         self.optimizer.zero_grad()
-        loss = batch_gradient(self.model, batches, self.scaler, self.precision)
+        loss = batch_gradient(self.learner, batches, self.scaler, self.precision)
         self._check_finite("loss", loss)
         self.scaler.unscale_(self.optimizer)  # before clipping: the bound is on the true gradient
         if self.max_grad_norm is not None:
@@ -326,7 +356,6 @@ class Run:
             self.averaged.update_parameters(self.model)
         self.pending.append(loss)
         self.history.step += 1
-        self.tokens_read += sum(inputs.numel() for inputs, _ in batches)
         return loss
 
     def log(self) -> float:
@@ -345,16 +374,17 @@ class Run:
 
     def evaluate(self, tokens: Integer[Tensor, " n"] | Integer[np.ndarray, " n"]) -> float:
         """Enter the loss of the result on a held-out split into the history; if it is the lowest, keep the model."""
-        loss = evaluate(self.result, tokens).loss
+        loss = evaluate(self.result, tokens, together=distributed.world_size() > 1).loss
         self.history.validation.append((self.history.step, loss))
         if loss < self.history.best:
             self.history.best = loss
-            if self.folder is not None:
-                save_pretrained(self.result, self.folder / "best", self.tokenizer)
+            if self.folder is not None and (best := distributed.whole(self.result)) is not None:
+                save_pretrained(best, self.folder / "best", self.tokenizer)
         return loss
 
     def finish(self) -> GPT:
         """Give the model the averaged weights, if they are averaged, and return it. Unlocks the folder."""
+        self._wait_for_the_save()
         self.release()
         if self.averaged is not None:
             self.model.load_state_dict(self.result.state_dict())
@@ -401,18 +431,37 @@ class Run:
         if saved | {"settings"} != own:  # a run of an earlier version has none
             raise ValueError(f"{whose} holds {sorted(saved)}, but this run has {sorted(own)}: give it the same options")
 
-    def save(self) -> None:
+    def save(self, wait: bool = True) -> None:
         """Write a checkpoint of this step into the folder.
 
-        Raises ValueError without a folder, OSError if it cannot be written, FloatingPointError if a weight is not
-        finite: such a state must not push good checkpoints out.
+        Without `wait`, a sharded model is written while training goes on; what fails then is raised by the next save
+        or by `finish`. Raises ValueError without a folder, OSError if it cannot be written, FloatingPointError if a
+        weight is not finite: such a state must not push good checkpoints out.
         """
         if self.folder is None:
             raise ValueError("save needs a folder, got folder=None")
         for name, weight in self.model.named_parameters():
             if not weight.isfinite().all():
                 self._check_finite(f"weight {name}", math.nan)
-        save_checkpoint(self.folder / "checkpoints", self.model, self.state_dict(), self.history.step)
+        state = self.state_dict()
+        if distributed.is_sharded(self.model):
+            self._wait_for_the_save()
+            state["optimizer"] = with_names(state["optimizer"], self._names())
+            self.saving = start_saving(self.folder / "checkpoints", self.model, state, self.history.step)
+            if wait:
+                self._wait_for_the_save()
+        elif distributed.rank() == 0:  # all hold the same
+            save_checkpoint(self.folder / "checkpoints", self.model, state, self.history.step)
+
+    def _wait_for_the_save(self) -> None:
+        if self.saving is not None:
+            self.saving.result()
+            self.saving = None
+
+    def _names(self) -> list[str]:
+        """Of the weights, in the optimizer's order."""
+        names = {weight: name for name, weight in self.model.named_parameters()}
+        return [names[weight] for group in self.optimizer.param_groups for weight in group["params"]]
 
     def _check_finite(self, what: str, value: float) -> None:
         """Stop a run that has diverged, and say what is left of it."""
@@ -434,19 +483,21 @@ class Run:
         With allow_changes the settings may differ from those of the run, but not its parts, config and tokenizer.
         Raises ValueError if resume is asked without a folder, if another process is writing to the folder, or if the
         folder holds a run that is not resumed, is damaged, or is another run; then the model has not changed. OSError
-        if the folder cannot be written.
+        if the folder cannot be written. A further attempt of `torchrun --max-restarts` always resumes.
         """
         if self.folder is None:
             if resume:
                 raise ValueError("resume needs the folder that holds the checkpoints, got folder=None")
             return
-        self.folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour: the disk may be read-only
-        self.lock = lock(self.folder)
         checkpoints = self.folder / "checkpoints"
-        tidy(checkpoints)
+        if distributed.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)  # now, not after an hour: the disk may be read-only
+            self.lock = lock(self.folder)
+            tidy(checkpoints)
+        distributed.wait_for_all()
         if latest_checkpoint(checkpoints) is None:
             return
-        if not resume:
+        if not resume and not distributed.restarted():
             raise ValueError(f"folder {self.folder} holds a run: resume it, or give another folder")
         self._resume(read_checkpoint(checkpoints, self.model), allow_changes)
 
@@ -455,13 +506,25 @@ class Run:
         self._check_settings(checkpoint.state.get("settings", {}), allow_changes)
         own = [{**group} for group in self.optimizer.param_groups]
         try:
-            self.load_state_dict(checkpoint.state)
+            self.load_state_dict(self._fitting(checkpoint.state))
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{checkpoint.folder} does not fit this run: {error}") from error
         if allow_changes:  # the optimizer has loaded the old ones
             for group, before in zip(self.optimizer.param_groups, own, strict=True):
                 group.update({name: value for name, value in before.items() if name != "params"})
         checkpoint.restore(self.model)
+
+    def _fitting(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a run in another number of processes, in the form that this one's parts take."""
+        optimizer, sharded = state["optimizer"], distributed.is_sharded(self.model)
+        if not has_names(optimizer):
+            if not sharded:
+                return state
+            optimizer = with_names(optimizer, self._names())
+        if sharded:
+            state = dealt_out({**state, "optimizer": optimizer}, self.model)
+            optimizer = state["optimizer"]
+        return {**state, "optimizer": with_numbers(optimizer, self._names())}
 
     def _check_settings(self, saved: dict[str, Setting], allow_changes: bool) -> None:
         """Raise ValueError, naming all settings that differ, unless they may."""
@@ -486,6 +549,7 @@ def train(
     max_grad_norm: float | None = 1.0,
     precision: str = "float32",
     average: float | None = None,
+    compile: bool = False,
     validation: Integer[Tensor, " n"] | Integer[np.ndarray, " n"] | None = None,
     eval_interval: int = 250,
     folder: str | Path | None = None,
@@ -523,16 +587,18 @@ def train(
     if isinstance(history, History) and history.step >= n_steps and not resume:
         raise ValueError(f"n_steps must be more than the {history.step} steps of the history, got {n_steps}")
     run = Run(model, dataloader, optimizer, device=device, schedule=schedule, accumulation=accumulation,
-              precision=precision, max_grad_norm=max_grad_norm, average=average, folder=folder, tokenizer=tokenizer,
-              history=history, settings=settings)  # fmt: skip
+              precision=precision, max_grad_norm=max_grad_norm, average=average, compile=compile, folder=folder,
+              tokenizer=tokenizer, history=history, settings=settings)  # fmt: skip
     try:
         run.start(resume, allow_changes)
-        log, say, seconds, read = run.history, report or (lambda line: None), 0.0, 0
+        log, seconds, read, stopped_by, first = run.history, 0.0, 0, 0, distributed.rank() == 0
+        say = report if report and first else lambda line: None
         if log.step:  # nothing is learned yet that could be lost
             say(f"resuming after step {log.step}/{n_steps}")
-        bar = tqdm(total=n_steps, initial=log.step, unit="step", disable=hide_progress_bar(), leave=False)
-        with bar, a_signal_finishes_the_step() as stop_asked:
-            while log.step < n_steps and not stop_asked():
+        bar = tqdm(total=n_steps, initial=log.step, unit="step", disable=hide_progress_bar() if first else True,
+                   leave=False)  # fmt: skip
+        with bar, a_signal_finishes_the_step(distributed.world_size() > 1) as stop_asked:
+            while log.step < n_steps and not (stopped_by := distributed.largest(stop_asked())):
                 started = time.perf_counter()
                 run.step()
                 seconds += time.perf_counter() - started
@@ -550,8 +616,8 @@ def train(
                     with _saved_if_unheard(run):
                         say(f"step {log.step}/{n_steps}  validation loss {score:.4f}  best {log.best:.4f}")
                 if folder is not None and (log.step % checkpoint_interval == 0 or last):
-                    run.save()
-            log.stopped_by = stop_asked() if log.step < n_steps else 0
+                    run.save(wait=last)
+            log.stopped_by = stopped_by
             if folder is not None and log.stopped_early:
                 run.save()
         return run.finish()
@@ -565,6 +631,6 @@ def _saved_if_unheard(run: Run) -> Iterator[None]:
     try:
         yield
     except OSError:
-        if run.folder is not None:
+        if run.folder is not None and distributed.world_size() == 1:  # one process of many cannot save
             run.save()
         raise

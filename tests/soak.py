@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from tests.faults import Tally, calls, files, runs
+from tests.faults import Tally, calls, files, many, runs
 
 NOTE = Path(__file__).parent.parent / "docs" / "RELIABILITY.md"
 MARKS = ("<!-- soak -->", "<!-- /soak -->")
@@ -42,6 +42,7 @@ FAULTS = (
     Fault("`kill -9` of `python -m gpt train`, then `--resume`", runs.command_kills, 16, 100),
     Fault("a disk with too little room, then more", runs.full_disks, 10, 100),
     Fault("SIGINT, SIGTERM, SIGHUP to a command", runs.signals, 16, 100),
+    Fault("`kill -9` of a process of `torchrun`, which resumes", many.worker_kills, 1, 4),
     Fault("a damaged file", files.damaged_files, 200, 5000),
     Fault("odd arguments to public functions", lambda seed, tries, _: calls.odd_calls(seed, tries), 400, 8000),
     Fault("odd options on the command line", calls.odd_command_lines, 100, 1000),

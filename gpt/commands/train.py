@@ -19,6 +19,8 @@ from gpt.commands.tokenizers import CHOICES, learns, named_tokenizer
 from gpt.config import GPTConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from gpt.model import GPT
     from gpt.storage.corpora import RandomWindows
     from gpt.tokens import Tokenizer
@@ -47,7 +49,7 @@ def options(parser: ArgumentParser) -> None:
     add("--dropout", type=float, help="instead of the preset's")
     add("--tokenizer", help=f"{CHOICES} (default: char; of a token file gpt2; of a folder its own)")
     add("--steps", type=int, default=3000, help="updates (default: 3000)")
-    add("--batch-size", type=int, default=32, help="windows per micro-batch (default: 32)")
+    add("--batch-size", type=int, default=32, help="windows per micro-batch, of all processes together (default: 32)")
     add("--accumulation", type=int, default=1, help="micro-batches per update (default: 1)")
     add("--lr", type=float, default=1e-3, help="peak learning rate (default: 1e-3)")
     add("--min-lr", type=float, default=0.0, help="where the cosine ends (default: 0)")
@@ -60,18 +62,36 @@ def options(parser: ArgumentParser) -> None:
     add("--log-interval", type=int, default=50)
     add("--eval-interval", type=int, default=250)
     add("--checkpoint-interval", type=int, default=500)
+    add("--shard", action="store_true", help="under torchrun: each process keeps only a part of every weight (FSDP)")
+    add("--compile", action="store_true", help="train through torch.compile: slow to start, then often faster")
     add_device(parser)
 
 
 def run(options: Options) -> None:
+    """Learn, alone or as one of the processes that torchrun has started."""
+    from gpt.support.distributed import group, started_together
+
+    if options.shard and not started_together():
+        raise ValueError("--shard needs several processes: torchrun --nproc_per_node=2 -m gpt train ... --shard")
+    with group(options.device) as device:
+        learn(options, device)
+
+
+def learn(options: Options, device: torch.device) -> None:
     import torch
 
+    from gpt.support import distributed
     from gpt.training import History, adamw, cosine_schedule, train
 
+    if options.batch_size < distributed.world_size():
+        raise ValueError(f"--batch-size must be at least 1 for each of {distributed.world_size()} processes, "
+                         f"got {options.batch_size}")  # fmt: skip
     data = material(options.text, tokenizer_of(options))
     torch.manual_seed(options.seed)
     model = make_model(options, data.tokenizer.vocab_size)
     loader = windows(model, data, options.batch_size, options.seed)
+    if options.shard:
+        distributed.shard(model.to(device), options.precision)
     if options.resume and not (options.out / "checkpoints").is_dir():
         tell(f"no checkpoint in {options.out}: starting from the beginning")
     history, started = History(), time.perf_counter()
@@ -80,12 +100,13 @@ def run(options: Options) -> None:
         loader,
         options.steps,
         adamw(model, options.lr, options.weight_decay, (0.9, options.beta2)),
-        options.device,
+        device,
         options.log_interval,
         schedule=lambda step: cosine_schedule(step, options.lr, options.warmup, options.steps, options.min_lr),
         accumulation=options.accumulation,
         precision=options.precision,
         average=options.average,
+        compile=options.compile,
         validation=data.validation,
         eval_interval=options.eval_interval,
         folder=options.out,
@@ -102,22 +123,23 @@ def run(options: Options) -> None:
     )
     if history.stopped_early:
         tell(f"Stopped early. Nothing is lost: the same command with --resume continues from {options.out}")
-    if history.validation:
-        write_record(options, data, model, history, started)
+    if history.validation and distributed.rank() == 0:
+        write_record(options, data, model, history, started, device)
     if history.stopped_early:
         raise KeyboardInterrupt if history.stopped_by == signal.SIGINT else SystemExit(128 + history.stopped_by)
 
 
-def write_record(options: Options, data: Material, model: GPT, history: History, started: float) -> None:
+def write_record(
+    options: Options, data: Material, model: GPT, history: History, started: float, device: torch.device
+) -> None:
     """Score the best model, and leave beside it how it was made."""
     import torch
 
     from gpt.storage.pretrained import load_pretrained
     from gpt.support.files import atomic_file
-    from gpt.support.machine import pick_device
 
     best = options.out / "best"
-    score = data.score(load_pretrained(best).to(pick_device(options.device)))
+    score = data.score(load_pretrained(best).to(device))
     record = {
         "command": options.command_line,
         "data": data.source,
@@ -137,7 +159,14 @@ def write_record(options: Options, data: Material, model: GPT, history: History,
 
 
 def tell(line: str) -> None:
-    """Print a line. If nobody reads it any more (`| head`, a closed terminal, a full disk), training continues."""
+    """Print a line, once for all processes.
+
+    If nobody reads it any more (`| head`, a closed terminal, a full disk), training continues.
+    """
+    from gpt.support.distributed import rank
+
+    if rank() != 0:
+        return
     try:
         say(line)
     except OSError as error:

@@ -7,6 +7,9 @@ A checkpoint is a folder `step-00001000` with three files:
                        optimizer, schedule, position in the data, ...
     SHA256SUMS         the checksums of the other two (`sha256sum -c SHA256SUMS` checks them by hand)
 
+Where several processes each hold a part of the model, `shard-0000k-...safetensors` take the place of the weights, see
+sharded.py. Any number of processes, also one, can read either kind.
+
 It is written under a hidden name, forced to the disk (fsync) and only then renamed. A rename happens whole or not
 at all, so a folder with the final name is complete. Nothing is unpickled that could run code: the weights are
 safetensors, and state.pt is read with `weights_only=True`. DEEP_THEORY_GUIDE.md, Part 7.
@@ -18,6 +21,9 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -29,6 +35,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt.model import GPT
+from gpt.storage.sharded import SHARDS, dealt_out, put_together, read_parts, take_apart, write_parts
+from gpt.support.distributed import from_first, is_sharded, rank
 from gpt.support.files import CHECKSUMS, flush, read_checksums, sha256, temporary_beside, write_checksums
 
 WEIGHTS, STATE = "model.safetensors", "state.pt"
@@ -41,7 +49,8 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     """Write `folder/step-<step>` and return its path; then delete the oldest steps before it, so that `keep` remain.
 
     The model's `config` is saved too. state: tensors, numbers, strings, and lists, tuples and dicts of these.
-    A later step in the folder is never deleted. One process at a time may write to a folder.
+    A later step in the folder is never deleted. One process at a time may write to a folder; only for a sharded model
+    all processes must call this, and then each writes its part.
     Raises ValueError or TypeError for bad arguments, OSError if the disk is full or read-only. After any error or
     kill, the checkpoints from before can still be loaded; the next save clears away what a kill left.
     """
@@ -54,15 +63,48 @@ def save_checkpoint(folder: str | Path, model: GPT, state: dict[str, Any], step:
     folder = Path(folder)
     target = folder / f"step-{step:08d}"
     content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": state}
+    if is_sharded(model):
+        start_saving(folder, model, state, step, keep).result()
+        return target
     with temporary_beside(target) as temporary:
         tidy(folder)
         temporary.mkdir()
         _write_files(temporary, model.state_dict(), content, target)
         _move_into_place(temporary, target)
-    up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
-    for path in up_to_this[:-keep]:
-        _discard(path)
+    _discard_older(folder, step, keep)
     return target
+
+
+def start_saving(folder: Path, model: GPT, state: dict[str, Any], step: int, keep: int = 2) -> Future[None]:
+    """`save_checkpoint` of a sharded model, of which only the copying in memory has happened when this returns.
+
+    Every process writes its part of each tensor; the first also writes the rest, and renames the folder when all is
+    there. One save at a time: before the next, ask the Future for its result(), which raises what went wrong.
+    """
+    target, first, held = folder / f"step-{step:08d}", rank() == 0, ExitStack()
+    rest, parts = take_apart({"model": model.state_dict(), "state": state})
+    content = {"config": asdict(model.config), "step": step, "rng": rng_state(), "state": rest["state"]}
+    own = held.enter_context(temporary_beside(target)) if first else Path()
+    with held:
+        if first:
+            tidy(folder)
+            own.mkdir()
+            _write_state(own, content, target)
+        wait = write_parts(Path(from_first(str(own))), parts)
+        held = held.pop_all()
+
+    def finish() -> None:
+        with held:
+            wait()
+            if first:
+                _seal(own, (*sorted(path.name for path in own.glob(SHARDS)), STATE))
+                _move_into_place(own, target)
+                _discard_older(folder, step, keep)
+
+    thread = ThreadPoolExecutor(1)
+    saving = thread.submit(finish)
+    thread.shutdown(wait=False)
+    return saving
 
 
 @dataclass(frozen=True)
@@ -89,7 +131,8 @@ class Checkpoint:
 def read_checkpoint(folder: str | Path, model: GPT) -> Checkpoint:
     """Read a checkpoint of this model: of a run's folder the newest, or one step's folder. Tensors come on the CPU.
 
-    Nothing is changed. Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config
+    Nothing is changed. For a sharded model all processes must call this, and tensors come as the model's own are.
+    Raises FileNotFoundError if no checkpoint is there, ValueError if it belongs to another config
     (naming the fields that differ), or a file in it is damaged or holds something else.
     """
     folder = Path(folder)
@@ -98,15 +141,27 @@ def read_checkpoint(folder: str | Path, model: GPT) -> Checkpoint:
         if newest is None:
             raise FileNotFoundError(f"no checkpoint in {folder}: it holds no complete step-... folder")
         folder = newest
-    _verify_checksums(folder)
+    if rank() == 0:  # once is enough
+        _verify_checksums(folder)
     content = _read_state(folder / STATE)
     _check_same_config(content["config"], asdict(model.config), folder)
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is not a file of weights: {error}") from error
+    tensors = {"model": {}, "state": content["state"]}
+    if any(folder.glob(SHARDS)):
+        tensors = put_together(tensors, read_parts(folder, model))
+    else:
+        tensors["model"] = _read_weights(folder / WEIGHTS)
+    weights = tensors["model"]
     _check_same_tensors(weights, model.state_dict(), folder / WEIGHTS)
-    return Checkpoint(folder, weights, {**content["state"], "step": content["step"]}, content["rng"])
+    if is_sharded(model):
+        weights = dealt_out(weights, model)
+    return Checkpoint(folder, weights, {**tensors["state"], "step": content["step"]}, content["rng"])
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a file of weights: {error}") from error
 
 
 def load_checkpoint(folder: str | Path, model: GPT) -> dict[str, Any]:
@@ -141,12 +196,24 @@ def set_rng_state(state: dict[str, Any]) -> None:
 def _write_files(folder: Path, weights: dict[str, Tensor], content: dict[str, Any], target: Path) -> None:
     try:
         save_file(weights, folder / WEIGHTS)
+    except SafetensorError as error:  # it does not pass on the system's own OSError
+        raise OSError(f"could not write {target} (is the disk full?): {error}") from error
+    _write_state(folder, content, target)
+    _seal(folder, (WEIGHTS, STATE))
+
+
+def _write_state(folder: Path, content: dict[str, Any], target: Path) -> None:
+    try:
         torch.save(content, folder / STATE)
-    except (SafetensorError, RuntimeError) as error:  # neither library passes on the system's own OSError
+    except RuntimeError as error:  # nor does this one
         raise OSError(f"could not write {target} (is the disk full?): {error}") from error
     _read_state(folder / STATE, mmap=True)  # a state that does not load must not become a checkpoint
-    write_checksums(folder, (WEIGHTS, STATE))
-    for path in (folder / WEIGHTS, folder / STATE, folder / CHECKSUMS, folder):
+
+
+def _seal(folder: Path, names: Sequence[str]) -> None:
+    """Write down the checksums, and wait until all is on the disk."""
+    write_checksums(folder, names)
+    for path in (*(folder / name for name in names), folder / CHECKSUMS, folder):
         flush(path)
 
 
@@ -218,6 +285,13 @@ def _discard(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
+def _discard_older(folder: Path, step: int, keep: int) -> None:
+    """Of the steps up to this one, delete the oldest, so that `keep` remain."""
+    up_to_this = [path for other, _, path in _complete_steps(folder) if other <= step]
+    for path in up_to_this[:-keep]:
+        _discard(path)
+
+
 def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:
     """The checkpoints in `folder`, oldest first, each as (step, whether it is the step's first choice, path)."""
     paths = [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else ()
@@ -227,11 +301,13 @@ def _complete_steps(folder: Path) -> list[tuple[int, bool, Path]]:
 
 def _verify_checksums(folder: Path) -> None:
     """Raise ValueError for a damaged file, FileNotFoundError for a missing one; name the checkpoint before it."""
-    for name in (CHECKSUMS, WEIGHTS, STATE):
+    expected = read_checksums(folder / CHECKSUMS) if (folder / CHECKSUMS).is_file() else {}
+    shards = {path.name for path in folder.glob(SHARDS)}
+    names = sorted({*expected, *shards, STATE}) if shards else [WEIGHTS, STATE]
+    for name in (CHECKSUMS, *names):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is incomplete: it has no {name}{_way_out(folder)}")
-    expected = read_checksums(folder / CHECKSUMS)
-    for name in (WEIGHTS, STATE):
+    for name in names:
         if expected.get(name) != sha256(folder / name):
             raise ValueError(
                 f"{folder / name} is damaged: it does not match its checksum in {CHECKSUMS}{_way_out(folder)}"

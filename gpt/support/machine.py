@@ -39,16 +39,17 @@ def stop_signals() -> list[signal.Signals]:
 
 
 @contextmanager
-def a_signal_finishes_the_step() -> Iterator[Callable[[], int]]:
+def a_signal_finishes_the_step(patient: bool = False) -> Iterator[Callable[[], int]]:
     """Within, the first of `stop_signals` only raises a flag, so that no update is left half done; a second interrupts.
 
+    Not if `patient`: a scheduler's signal reaches a process of torchrun twice, once passed on.
     Yields a function that gives the number of that signal, 0 while there is none. Outside the main thread there never
     is one: signals do not reach it.
     """
     pressed: list[int] = []
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
-        if pressed:
+        if pressed and not patient:
             raise KeyboardInterrupt
         pressed.append(number)
 
