@@ -40,23 +40,18 @@ def options(parser: ArgumentParser) -> None:
         default="float32",
         help="fewer bits: faster on a CPU, a slightly higher loss (default: float32)",
     )
-    parser.add_argument(
-        "--compile", action="store_true", help="let torch.compile translate the model first: a minute, then faster"
-    )
     add_device(parser)
 
 
 def run(options: Options) -> None:
     from gpt.generation import Sampling
     from gpt.storage.pretrained import load_pretrained, load_pretrained_tokenizer
-    from gpt.support.kernels import compiled, narrow
+    from gpt.support.kernels import narrow
     from gpt.support.machine import pick_device
 
     sampling = Sampling(**{setting.name: getattr(options, setting.name) for setting in fields(Sampling)})
     model, tokenizer = load_pretrained(options.model), load_pretrained_tokenizer(options.model)
     model = narrow(model.to(pick_device(options.device)), options.weights)
-    if options.compile:
-        compiled(model)
     prompt = given(options.prompt)
     for sample in range(options.samples):
         if sample:

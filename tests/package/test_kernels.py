@@ -334,3 +334,53 @@ def test_narrow_rows_are_looked_up_as_wide_ones(gpt):
     expected = table(ids).detach()
     gpt.kernels.narrow(table, "int8")
     close(table(ids), expected, expected.abs().max().item() / 100)
+
+
+# FasterThreads: as many as are faster.
+
+
+def test_steps_take_the_number_of_threads_that_has_been_faster_of_late(gpt, monkeypatch):
+    now, cost = [0.0], {2: 1.0, 1: 1.5}
+    monkeypatch.setattr(gpt.kernels.time, "perf_counter", lambda: now[0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        steps = gpt.kernels.FasterThreads()
+
+        def counts(n):
+            taken = []
+            for _ in range(n):
+                with steps.step():
+                    taken.append(torch.get_num_threads())
+                    now[0] += cost[taken[-1]]
+                assert torch.get_num_threads() == 2
+            return taken.count(2), taken.count(1)
+
+        assert counts(64) == (61, 3)  # the first step with one thread, and every 32nd
+        cost[2] = 50.0  # another program has taken a core
+        assert counts(64)[1] >= 58
+        cost[2] = 1.0
+        assert counts(64)[0] >= 31  # found out at the next 32nd
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_within_a_step_leaves_the_threads_as_they_were(gpt):
+    before, steps = torch.get_num_threads(), gpt.kernels.FasterThreads()
+    for _ in range(2):
+        with pytest.raises(KeyError), steps.step():
+            raise KeyError
+    assert torch.get_num_threads() == before
+
+
+# compiled: another way to run, the same model.
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # PyTorch's own compiler still uses it
+def test_compiling_changes_neither_a_models_class_nor_its_names(gpt):
+    model = a_model(gpt)
+    names = list(model.state_dict())
+    assert gpt.kernels.compiled(model) is model
+    assert list(model.state_dict()) == names
+    assert isinstance(model, gpt.GPT)
+    assert model._compiled_call_impl is not None
