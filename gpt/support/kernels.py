@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -182,10 +182,11 @@ def _attention_in_slices(query: Tensor, key: Tensor, value: Tensor, dropout: flo
     return torch.cat(outputs, dim=-2)
 
 
+Model = TypeVar("Model", bound=nn.Module)
 WEIGHTS = ("float32", "bfloat16", "int8")
 
 
-def narrow(model: nn.Module, weights: str) -> nn.Module:
+def narrow(model: Model, weights: str) -> Model:
     """Give each `Linear` and `Embedding` of the model weights of fewer bits, in place, and return the model.
 
     weights: "float32" changes nothing; "bfloat16" rounds to 8 significant bits, "int8" to the integers -127...127 times
@@ -295,7 +296,7 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         d_hidden, d_table = ctx.gradients
         del ctx.gradients  # autograd then owns them alone, and adds the lookup's gradient in place
         return d_hidden.mul_(d_loss), d_table.mul_(d_loss), None, None
@@ -319,7 +320,7 @@ def keep_freed_memory() -> bool:
     return mallopt is not None and all(mallopt(*switch) == 1 for switch in switches)
 
 
-def compiled(model: nn.Module) -> nn.Module:
+def compiled(model: Model) -> Model:
     """Let torch.compile translate the model's forward pass at its first call, in place, and return the model.
 
     Its class, its methods and the names in its `state_dict` stay; `hidden` and `head`, which generation calls, stay as
