@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gpt.model import GPT, check_ids
+from gpt.support.kernels import FasterThreads
 from gpt.support.modules import evaluation_mode
 
 
@@ -254,9 +256,11 @@ def _stream(
     seen = tokens.to(model.token_embedding.weight.device, torch.int64)
     unread = seen[:, -context_size:]
     cache = model.new_cache(len(seen)) if use_cache else None
+    one_token_each = FasterThreads()
     done = torch.zeros(len(seen), dtype=torch.bool, device=seen.device)
     for _ in range(max_new_tokens):
-        with torch.no_grad(), evaluation_mode(model):
+        threads = one_token_each.step() if unread.shape[1] == 1 and unread.device.type == "cpu" else nullcontext()
+        with torch.no_grad(), evaluation_mode(model), threads:
             logits = model.head(model.hidden(unread, cache)[:, -1])
         next_token = sampling.draw(logits[:, :vocab_size], generator, seen)
         if eos_token is not None:

@@ -73,8 +73,10 @@ class GPT(nn.Module):
         tokens: Int[Tensor, "batch T"],
         targets: Int[Tensor, "batch T"] | None = None,
         cache: list[KVCache] | None = None,
-    ) -> tuple[Float[Tensor, "batch T V"], Float[Tensor, ""] | None]:
-        """Token ids -> logits, and the loss if targets are given.
+        loss_only: bool = False,
+    ) -> tuple[Float[Tensor, "batch T V"] | None, Float[Tensor, ""] | None]:
+        """Token ids -> logits, and the loss if targets are given; with loss_only, the logits are None, which saves
+        the memory for them.
 
         The loss is the mean cross-entropy, in nats per token, over targets that are not IGNORED (-100); nan if all are.
         With a cache (`new_cache`), tokens are those that follow what the cache already holds.
@@ -89,7 +91,11 @@ class GPT(nn.Module):
         if targets.shape != tokens.shape:
             raise ValueError(f"targets must have the shape of tokens {list(tokens.shape)}, got {list(targets.shape)}")
         # The loss reads the table in the head as well, whose gradient is dense: the promise that `sparse` asks for.
-        logits = self.head(self._hidden(tokens, cache, sparse=True))
+        hidden = self._hidden(tokens, cache, sparse=True)
+        if loss_only:
+            table, flat = self.token_embedding.weight, targets.flatten().long()
+            return None, kernels.linear_cross_entropy(hidden.flatten(0, 1), table, flat, IGNORED)
+        logits = self.head(hidden)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten().long(), ignore_index=IGNORED)
 
     def hidden(
@@ -127,11 +133,11 @@ class GPT(nn.Module):
         """Logits: how well the stream matches each token's embedding. There is no second matrix: the head is tied to
         the embedding because it is the same tensor (Press & Wolf 2017)."""
         check_features("hidden", hidden, "... d_model", self.config.n_embd)
-        return kernels.linear(hidden, self.token_embedding.weight)
+        return kernels.linear(hidden, self.token_embedding.weight, scales=self.token_embedding.scales)
 
     def new_cache(self, batch: int) -> list[KVCache]:
         """An empty key-value cache for `batch` sequences: one per block."""
-        c, like = self.config, self.token_embedding.weight
+        c, like = self.config, self.final_norm.weight
         return [KVCache(batch, c.n_head, c.context_size, c.d_head, like) for _ in self.blocks]
 
     def num_parameters(self) -> int:

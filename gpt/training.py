@@ -30,11 +30,12 @@ from gpt.model import GPT, IGNORED, check_ids
 from gpt.storage.checkpoint import Checkpoint, latest_checkpoint, read_checkpoint, save_checkpoint, start_saving, tidy
 from gpt.storage.pretrained import save_pretrained
 from gpt.storage.sharded import dealt_out, has_names, with_names, with_numbers
-from gpt.support import distributed
+from gpt.support import distributed, kernels
 from gpt.support.checks import check_number
 from gpt.support.files import lock, sha256
 from gpt.support.machine import PRECISIONS, a_signal_finishes_the_step, hide_progress_bar, pick_device
 from gpt.support.modules import evaluation_mode
+from gpt.support.precision import fastest_precision
 from gpt.tokens import Tokenizer
 
 Setting = str | float | bool | list | tuple | None  # what a checkpoint can hold and compare
@@ -208,6 +209,7 @@ def batch_gradient(
     their targets. Raises ValueError if there is no target at all; in a group, if a micro-batch has none.
     """
     device = next(model.parameters()).device
+    kernels.keep_freed_memory()
     counts = [(targets != IGNORED).sum().item() for _, targets in batches]
     processes = distributed.world_size()
     if not sum(counts) or (processes > 1 and not all(counts)):
@@ -219,7 +221,7 @@ def batch_gradient(
             continue
         with distributed.synchronised(model, i == last):
             with torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "float32"):
-                _, loss = model(inputs.to(device), targets.to(device))
+                _, loss = model(inputs.to(device), targets.to(device), loss_only=True)
             loss = loss * ((count / sum(counts)) * share)
             (scaler.scale(loss) if scaler else loss).backward()
         mean_loss += loss.item()
@@ -250,7 +252,8 @@ class Run:
     device         where the model is moved to; "auto" takes an accelerator if there is one
     schedule       update 0, 1, ... -> learning rate, for example a `cosine_schedule`; default: the optimizer's own
     accumulation   micro-batches per update; they give the gradient of one batch of their joint size
-    precision      "float32", or "bfloat16" / "float16" autocast (float16 scales its loss and needs a GPU)
+    precision      "float32", or "bfloat16" / "float16" autocast (float16 scales its loss and needs a GPU); "auto" takes
+                   the faster of float32 and bfloat16, measured here and now, and keeps it: see `self.precision`
     max_grad_norm  a longer gradient is scaled down to this norm (None: never)
     average        decay of an exponential moving average of the weights, for example 0.999
     compile        whether training calls the model through torch.compile: slow to start, then faster
@@ -294,8 +297,8 @@ class Run:
         if schedule is not None and not callable(schedule):
             raise TypeError(f"schedule must be a function of the step, or None, got {schedule!r}")
         at_least_one("accumulation", accumulation)
-        if not isinstance(precision, str) or precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if not isinstance(precision, str) or precision not in ("auto", *PRECISIONS):
+            raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}")
         if precision == "float16" and self.device.type == "cpu":
             raise ValueError("precision float16 needs a GPU; on the CPU use bfloat16 or float32")
         for name, value in [("max_grad_norm", max_grad_norm), ("average", average)]:
@@ -306,6 +309,7 @@ class Run:
         if average is not None and not 0 <= average < 1:
             raise ValueError(f"average must be in [0, 1), or None for no average, got {average}")
         self.model, self.batches, self.optimizer = model.to(self.device).train(), batches, optimizer
+        precision = fastest_precision(self.model) if precision == "auto" else precision
         self.schedule, self.accumulation, self.max_grad_norm = schedule, accumulation, max_grad_norm
         self.precision, self.scaler = precision, torch.amp.GradScaler(self.device.type, enabled=precision == "float16")
         self.averaged = None if average is None else distributed.moving_average(model, average)

@@ -57,7 +57,7 @@ def options(parser: ArgumentParser) -> None:
     add("--weight-decay", type=float, default=0.1)
     add("--beta2", type=float, default=0.99, help="AdamW's memory of squared gradients (default: 0.99)")
     add("--average", type=float, help="decay of a moving average of the weights, such as 0.998")
-    add("--precision", default="float32", help='"float32" (default), "bfloat16", "float16" (needs a GPU)')
+    add("--precision", default="float32", help='"float32" (default), "bfloat16", "float16" (needs a GPU), "auto"')
     add("--seed", type=seed, default=0)
     add("--log-interval", type=int, default=50)
     add("--eval-interval", type=int, default=250)

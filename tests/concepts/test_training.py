@@ -600,7 +600,7 @@ def test_a_resume_with_another_alphabet_is_always_refused(gpt, tmp_path):
         (dict(max_grad_norm=0.0), "max_grad_norm must be above 0.* got 0.0"),
         (dict(max_grad_norm=math.nan), "max_grad_norm must be above 0.* got nan"),
         (dict(average=math.nan), r"average must be in \[0, 1\).* got nan"),
-        (dict(precision="int8"), "precision must be one of float32, bfloat16, float16, got 'int8'"),
+        (dict(precision="int8"), "precision must be one of auto, float32, bfloat16, float16, got 'int8'"),
         (dict(precision="float16", device="cpu"), "precision float16 needs a GPU"),
         (dict(resume=True), "resume needs the folder"),
         (dict(device="xpu"), "device 'xpu' is not available here"),

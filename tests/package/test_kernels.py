@@ -1,6 +1,7 @@
 """Each kernel of gpt/support/kernels.py is the plain PyTorch call, or the equation, that it stands in for."""
 
 import math
+import platform
 
 import pytest
 import torch
@@ -198,3 +199,192 @@ def test_an_infinite_score_of_the_future_is_not_seen_in_any_form(gpt):
     for dropout in (0.0, 1e-13):
         output = gpt.kernels.fused_causal_attention(q, k, v, dropout)
         assert output.flatten().tolist() == [1.0, 2.0, 100.0]
+
+
+@pytest.mark.parametrize("queries", [130, 260])
+def test_attention_in_bfloat16_is_the_equation_up_to_its_roundings(gpt, queries):
+    torch.manual_seed(23)
+    q, k, v = (torch.randn(1, 2, n, 4, dtype=F64, requires_grad=True) for n in (queries, 260, 260))
+    pull = torch.randn(1, 2, queries, 4, dtype=F64)
+    expected, _ = gpt.scaled_dot_product_attention(q, k, v, gpt.causal_mask(queries, 260))
+    output = gpt.kernels.fused_causal_attention(*(x.bfloat16() for x in (q, k, v)))
+    assert output.dtype == torch.bfloat16
+    close(output.double(), expected, 3e-2)
+    gradients = (torch.autograd.grad((result * pull).sum(), [q, k, v]) for result in (output, expected))
+    for ours, theirs in zip(*gradients, strict=True):
+        close(ours, theirs, 6e-2)
+
+
+# linear_cross_entropy: the loss without its logits.
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9, 512])
+def test_the_loss_in_chunks_is_cross_entropy_in_value_and_gradient(gpt, monkeypatch, chunk):
+    monkeypatch.setattr(gpt.kernels, "CHUNK", chunk)
+    torch.manual_seed(24)
+    hidden, table = torch.randn(9, 5, dtype=F64, requires_grad=True), torch.randn(11, 5, dtype=F64, requires_grad=True)
+    targets = torch.tensor([3, -100, 0, 10, 7, 7, -100, -100, 1])
+    losses = [
+        gpt.kernels.linear_cross_entropy(hidden, table, targets),
+        F.cross_entropy(F.linear(hidden, table), targets),
+        F.linear_cross_entropy(hidden, table, targets, options=torch.nn.LinearCrossEntropyOptions()),
+    ]
+    assert type(losses[0].grad_fn).__name__ == "_ChunkedLossBackward"
+    ours, *theirs = [[loss, *torch.autograd.grad(3 * loss, [hidden, table])] for loss in losses]
+    for other in theirs:
+        for mine, its in zip(ours, other, strict=True):
+            close(mine, its, 1e-14)
+
+
+def test_the_loss_in_chunks_is_cross_entropy_under_autocast_up_to_its_roundings(gpt):
+    torch.manual_seed(25)
+    hidden, table = torch.randn(600, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    targets = torch.randint(0, 40, (600,))
+    exact = F.cross_entropy(F.linear(hidden, table), targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = gpt.kernels.linear_cross_entropy(hidden, table, targets)
+    close(loss, exact, 2e-3)
+    for mine, its in zip(*(torch.autograd.grad(each, [hidden, table]) for each in (loss, exact)), strict=True):
+        close(mine, its, 1e-3)  # measured: 5e-4 of 0.07
+
+
+@pytest.mark.parametrize(("tokens", "classes"), [(4, 11), (9, 5)], ids=["few tokens", "few classes"])
+def test_a_small_loss_is_computed_whole(gpt, tokens, classes):
+    hidden, table = torch.randn(tokens, 5, requires_grad=True), torch.randn(classes, 5)
+    loss = gpt.kernels.linear_cross_entropy(hidden, table, torch.zeros(tokens, dtype=torch.long))
+    assert type(loss.grad_fn).__name__ == "NllLossBackward0"
+
+
+def test_a_model_trains_alike_with_and_without_its_logits(gpt):
+    torch.manual_seed(26)
+    model = gpt.GPT(gpt.GPTConfig(context_size=16, vocab_size=40, n_layer=1, n_head=2, n_embd=8)).double()
+    tokens, targets = torch.randint(0, 40, (2, 2, 16))
+    targets[0, :5] = -100
+    logits, whole = model(tokens, targets)
+    none, loss = model(tokens, targets, loss_only=True)
+    assert logits is not None
+    assert none is None
+    close(loss, whole, 1e-14)
+    for mine, its in zip(*(torch.autograd.grad(each, list(model.parameters())) for each in (loss, whole)), strict=True):
+        close(mine, its, 1e-14)
+
+
+# keep_freed_memory: the second time, the pages are there.
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are glibc's")
+def test_memory_that_was_freed_comes_back_without_page_faults(gpt):
+    import resource
+
+    assert gpt.kernels.keep_freed_memory()
+    for _ in range(20):  # the first few leave small pieces between them
+        torch.ones(2**24)  # 64 MiB: 16,384 pages
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000
+
+
+# narrow: weights of fewer bits.
+
+
+def a_model(gpt):
+    torch.manual_seed(27)
+    return gpt.GPT(gpt.GPTConfig(context_size=16, vocab_size=50, n_layer=2, n_head=2, n_embd=32)).eval()
+
+
+@pytest.mark.parametrize(("weights", "allowed"), [("float32", 0), ("bfloat16", 0.02), ("int8", 0.04)])
+@pytest.mark.parametrize("length", [1, 16])
+def test_a_model_with_narrow_weights_is_nearly_the_model(gpt, weights, allowed, length):
+    model, tokens = a_model(gpt), torch.randint(0, 50, (2, length))
+    with torch.no_grad():
+        expected, loss = model(tokens, tokens)
+        assert gpt.kernels.narrow(model, weights) is model
+        logits, narrow_loss = model(tokens, tokens)
+        cached = model.head(model.hidden(tokens, model.new_cache(2)))
+    assert logits.dtype == torch.float32
+    close(logits, expected, allowed * expected.abs().max().item())
+    close(cached, logits, allowed * expected.abs().max().item())
+    assert abs(narrow_loss - loss) <= allowed
+
+
+def test_narrow_weights_take_the_bytes_that_their_name_says(gpt):
+    for weights, width in (("float32", 4), ("bfloat16", 2), ("int8", 1)):
+        layer = gpt.kernels.narrow(a_model(gpt), weights).blocks[0].feed_forward.expand
+        assert layer.weight.element_size() == width
+    with pytest.raises(ValueError, match=r"weights must be one of float32, bfloat16, int8, got 'int4'"):
+        gpt.kernels.narrow(a_model(gpt), "int4")
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_an_int8_layer_is_its_integers_times_their_scales(gpt, rows):
+    torch.manual_seed(28)
+    layer, x = gpt.kernels.Linear(32, 9), torch.randn(rows, 32)
+    with torch.no_grad():
+        layer.weight[3] = 0  # a row without a largest magnitude
+        exact = layer.weight.clone()
+        gpt.kernels.narrow(layer, "int8")
+        widened = layer.weight * layer.scales
+        close(widened, exact, exact.abs().max().item() / 200)  # half a step of 1/127, and a scale of 8 bits
+        close(layer(x), F.linear(x, widened, layer.bias), 2e-2)
+    assert not layer.weight.requires_grad
+
+
+def test_narrow_rows_are_looked_up_as_wide_ones(gpt):
+    table, ids = gpt.kernels.Embedding(7, 4), torch.tensor([[2, 6]])
+    expected = table(ids).detach()
+    gpt.kernels.narrow(table, "int8")
+    close(table(ids), expected, expected.abs().max().item() / 100)
+
+
+# FasterThreads: as many as are faster.
+
+
+def test_steps_take_the_number_of_threads_that_has_been_faster_of_late(gpt, monkeypatch):
+    now, cost = [0.0], {2: 1.0, 1: 1.5}
+    monkeypatch.setattr(gpt.kernels.time, "perf_counter", lambda: now[0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        steps = gpt.kernels.FasterThreads()
+
+        def counts(n):
+            taken = []
+            for _ in range(n):
+                with steps.step():
+                    taken.append(torch.get_num_threads())
+                    now[0] += cost[taken[-1]]
+                assert torch.get_num_threads() == 2
+            return taken.count(2), taken.count(1)
+
+        assert counts(64) == (61, 3)  # the first step with one thread, and every 32nd
+        cost[2] = 50.0  # another program has taken a core
+        assert counts(64)[1] >= 58
+        cost[2] = 1.0
+        assert counts(64)[0] >= 31  # found out at the next 32nd
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_error_within_a_step_leaves_the_threads_as_they_were(gpt):
+    before = torch.get_num_threads()
+    steps = gpt.kernels.FasterThreads()
+    torch.set_num_threads(before + 1)  # more than the steps take
+    try:
+        with pytest.raises(KeyError), steps.step():
+            raise KeyError
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+
+
+# compiled: another way to run, the same model.
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # PyTorch's own compiler still uses it
+def test_compiling_changes_neither_a_models_class_nor_its_names(gpt):
+    model = a_model(gpt)
+    names = list(model.state_dict())
+    assert gpt.kernels.compiled(model) is model
+    assert list(model.state_dict()) == names
+    assert isinstance(model, gpt.GPT)
+    assert model._compiled_call_impl is not None
