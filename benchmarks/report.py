@@ -95,7 +95,7 @@ def plot(results: Mapping[str, Result]) -> Figure:
     rows = [results[name] for name in ROWS if results.get(name, {}).get("against") is not None][::-1]
     with drawing(9, 1.2 + 0.34 * len(rows)) as (figure, [[axes]]):
         for place, result in enumerate(rows):
-            ratio = {name: value for name, value in result["ratios"][result["against"]].items()}
+            ratio = result["ratios"][result["against"]]
             if result["unit"] == "MB":  # so that further right is better in every line
                 ratio = {"median": 1 / ratio["median"], "low": 1 / ratio["high"], "high": 1 / ratio["low"]}
             color = BLUE if met(result) else VERMILION
@@ -109,6 +109,8 @@ def plot(results: Mapping[str, Result]) -> Figure:
         axes.set_yticks(range(len(rows)), labels, fontsize=6.5)
         axes.axvline(1, color=QUIET, linewidth=0.8, linestyle=":")
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.set_xticks([tick for tick in (0.1, 0.2, 0.5, 0.7, 1, 1.2, 1.5, 2, 3, 5, 10, 20) if low < tick < high])
         axes.set(xlabel="speed, ours / best peer (memory: theirs / ours)", title="Ahead is to the right")
         axes.grid(axis="x", color=FORBIDDEN, linewidth=0.8)
     return figure

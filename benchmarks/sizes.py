@@ -16,7 +16,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """model: a name in PRESETS. prompt, new: tokens of a generation, weights: their format in it. megabytes: of text."""
+    """model: a name in PRESETS. prompt, new: tokens; weights: their format. megabytes: of text."""
 
     model: str = "124M"
     batch: int = 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -76,6 +77,16 @@ def random_tokens(sizes: Sizes, batch: int, length: int) -> Tensor:
 def count(model: nn.Module) -> int:
     """Numbers learned; a tied table counts once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def peak_memory() -> float:
+    """Bytes: the most that this process has held so far."""
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux's getrusage knows better of a child: it counts what the parent held
+        return 1024.0 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"))[0])
+    import resource
+
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)  # macOS counts in bytes
 
 
 # --- the models

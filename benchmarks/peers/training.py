@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import resource
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from benchmarks.peers import (
     named,
     nanogpt_model,
     our_model,
+    peak_memory,
     random_tokens,
 )
 from benchmarks.sizes import Places, Sizes
@@ -98,8 +97,7 @@ def memory_of(training: Maker, sizes: Sizes, places: Places) -> Side:
     def run() -> float:
         for _ in range(2):
             side.run()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return float(peak) * (1 if sys.platform == "darwin" else 1024)  # macOS counts in bytes, Linux in kB
+        return peak_memory()
 
     return Side(run, side.version, side.parameters)
 
