@@ -139,8 +139,12 @@ def ctranslate2(sizes: Sizes, places: Places) -> Side:
     folder = Path(places.work) / f"ctranslate2-{sizes.model}-{sizes.weights}"
     if not folder.exists():
         Converter(str(model_folder(sizes, places))).convert(str(folder), quantization=sizes.weights)
-    kind = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8"}[sizes.weights]
-    generator = engine.Generator(str(folder), device="cpu", compute_type=kind, intra_threads=places.threads)
+    try:
+        generator = engine.Generator(
+            str(folder), device="cpu", compute_type=sizes.weights, intra_threads=places.threads
+        )
+    except ValueError as error:  # this processor, or its build, lacks the format
+        raise Missing(f"ctranslate2: {error}") from error
     prompts = [[names[i] for i in row] for row in random_tokens(sizes, sizes.batch, sizes.prompt).tolist()]
 
     def run() -> None:
