@@ -16,19 +16,19 @@ def best_training(sizes: Sizes, places: Places) -> Side:
     """The limit of a training step: its matrix products, in float32 or bfloat16."""
     dtype = getattr(torch, sizes.precision)
     step = partial(limits.step_seconds, sizes.config, sizes.batch, sizes.context, dtype, device=sizes.device)
-    return Side(step, "matrix products alone")
+    return Side(step, "matrix products alone", tells=True)
 
 
 def best_prefill(sizes: Sizes, places: Places) -> Side:
     """The limit of reading a prompt."""
     step = partial(limits.step_seconds, sizes.config, 1, sizes.prompt, torch.float32, training=False)
-    return Side(step, "matrix products alone")
+    return Side(step, "matrix products alone", tells=True)
 
 
 def best_generation(sizes: Sizes, places: Places) -> Side:
     """The limit of generation: the weights read once a token, at the speed of a plain sum."""
     volume = sizes.new * limits.bytes_per_token(sizes.config, sizes.weights)
-    return Side(lambda: volume / limits.read_bandwidth(device=sizes.device), "reading the weights alone")
+    return Side(lambda: volume / limits.read_bandwidth(device=sizes.device), "reading the weights alone", tells=True)
 
 
 TRAINING: dict[str, Maker] = {

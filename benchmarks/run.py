@@ -90,9 +90,12 @@ class Process:
         return json.loads(line)
 
     def close(self) -> None:
-        """End the process."""
-        self.child.kill()
-        self.child.communicate()
+        """End the process: of itself, as its input ends, or, if it is still building, at once."""
+        try:
+            self.child.communicate(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.communicate()
         self.log.close()
 
 
@@ -247,7 +250,10 @@ def main(arguments: list[str] | None = None) -> None:
         places = Places(work, options.nanogpt, options.llmc, options.threads)
         for row in rows:
             started = time.perf_counter()
-            result = measure(smoke(row) if options.smoke else row, options.rounds, places)
+            try:
+                result = measure(smoke(row) if options.smoke else row, options.rounds, places)
+            except Missing as reason:  # a side ended in the middle: the other rows need not
+                result = {"row": row.name, "text": row.text, "unit": row.unit, "missing": {"ours": str(reason)}}
             result |= {"machine": machine(options.threads), "took": round(time.perf_counter() - started, 1)}
             print(said(result), f"  [{result['took']:.0f} s]", flush=True)
             results["rows"][row.name] = result

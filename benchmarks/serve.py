@@ -23,15 +23,15 @@ from benchmarks.sizes import Places, Sizes
 
 
 def once(side: Side, device: str, at_least: float = 0.5) -> float:
-    """The seconds of one run, or what it returns if that is a float. Of short runs, the median of half a second."""
-    results: list[float] = []
+    """The seconds of one run, or the figure that it tells. Of short runs, the median of half a second."""
+    results: list[Any] = []
     began = time.perf_counter()
     while not results or time.perf_counter() - began < at_least:
         start = time.perf_counter()
         result = side.run()
         if device != "cpu":
             torch.accelerator.synchronize()
-        results.append(result if isinstance(result, float) else time.perf_counter() - start)
+        results.append(result if side.tells else time.perf_counter() - start)
     return median(results)
 
 

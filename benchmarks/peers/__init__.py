@@ -30,15 +30,17 @@ class Missing(Exception):
 
 @dataclass
 class Side:
-    """run() does the work once; a float that it returns counts in place of the seconds it took.
+    """run() does the work once.
 
     version     what is measured, for the table
     parameters  how many numbers the model learns, where that can be asked; the sides of a row must agree
+    tells       whether run() returns the figure itself, a float, in place of the seconds it takes
     """
 
     run: Callable[[], object]
     version: str
     parameters: int | None = None
+    tells: bool = False
 
 
 Maker = Callable[[Sizes, Places], Side]

@@ -95,7 +95,8 @@ def rust_encoding(sizes: Sizes, places: Places) -> Side:
 def our_preparation(sizes: Sizes, places: Places, processes: int) -> Side:
     """`python -m gpt data prepare`, in a process of its own."""
     command = [sys.executable, "-m", "gpt", "data", "prepare"]
-    if subprocess.run([*command, "--help"], capture_output=True, check=False).returncode:
+    known = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False).stdout
+    if "--processes" not in known:
         raise Missing("this version has no `gpt data prepare`")
     file = Path(places.work) / f"{sizes.megabytes}-{processes}.txt"
     file.write_text(text_of(sizes), encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import importlib
+import importlib.util
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -34,28 +34,40 @@ def optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
 
-def ours(sizes: Sizes, places: Places) -> Side:
-    """The step of `gpt.training`, in the precision that a user would ask for."""
-    from gpt.training import batch_gradient
+class SameBatch:
+    """Batches for a `Run`: the same one again and again."""
 
-    model = our_model(sizes).train()
+    def __init__(self, tokens: Tensor) -> None:
+        self.tokens = tokens
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs, and the same as targets."""
+        return self.tokens, self.tokens
+
+
+def ours(sizes: Sizes, places: Places) -> Side:
+    """The step of `gpt.training.Run`, without clipping, in the precision that a user would ask for."""
+    from gpt.training import Run
+
+    model = our_model(sizes)
     if sizes.compiled:
         model.compile()
-    update, tokens = optimizer(model), random_tokens(sizes, sizes.batch, sizes.context)
-
-    def step() -> None:
-        update.zero_grad()
-        batch_gradient(model, [(tokens, tokens)], precision=our_precision(sizes.precision))
-        update.step()
-
-    return Side(step, named("torch"), count(model))
+    run = Run(
+        model,
+        SameBatch(random_tokens(sizes, sizes.batch, sizes.context)),
+        optimizer(model),
+        device=sizes.device,
+        precision=our_precision(sizes.precision),
+        max_grad_norm=None,
+    )
+    chose = f", computing in {run.precision}" if sizes.precision != "float32" else ""
+    return Side(run.step, named("torch") + chose, count(model))
 
 
 def our_precision(wanted: str) -> str:
-    """For 16 bits "auto", which looks for what pays on this machine, where this version of the package has it."""
-    from gpt.support.machine import PRECISIONS
-
-    return "auto" if wanted == "bfloat16" and "auto" in PRECISIONS else wanted
+    """For 16 bits "auto", which measures what pays on this machine, where this version of the package has it."""
+    has_auto = importlib.util.find_spec("gpt.support.precision") is not None
+    return "auto" if wanted == "bfloat16" and has_auto else wanted
 
 
 def their_training(sizes: Sizes, model: Any, loss: Callable[[Any, Tensor], Tensor], version: str) -> Side:
@@ -99,11 +111,11 @@ def memory_of(training: Maker, sizes: Sizes, places: Places) -> Side:
             side.run()
         return peak_memory()
 
-    return Side(run, side.version, side.parameters)
+    return Side(run, side.version, side.parameters, tells=True)
 
 
 def llmc(sizes: Sizes, places: Places) -> Side:
-    """llm.c's CPU trainer, compiled here as its Makefile does, around a random checkpoint. It times its own step."""
+    """llm.c's CPU trainer, compiled as its Makefile does, with random weights. It steps when it gets a line."""
     source = Path(places.llmc) / "train_gpt2.c"
     version = from_source("llm.c", source, "--llmc")
     program, checkpoint = Path(places.work) / "llmc_step", Path(places.work) / f"llmc-{sizes.model}.bin"
@@ -121,14 +133,14 @@ def llmc(sizes: Sizes, places: Places) -> Side:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(child.kill)
 
-    def step() -> float:
+    def step() -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         child.stdin.write("go\n")
         child.stdin.flush()
-        for line in child.stdout:  # before its times it tells about itself
-            if line.startswith("seconds "):
-                return float(line.split()[1])
+        for line in child.stdout:  # before its first step it tells about itself
+            if line == "done\n":
+                return
         raise RuntimeError("llm.c's step has ended")
 
     return Side(step, version)
