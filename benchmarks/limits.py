@@ -18,7 +18,7 @@ import torch
 from gpt import GPTConfig
 from gpt.scale import parameter_count
 
-# The classes of matrices: (d_out, d_in) of y = x W^T, and how many of them a layer has ("head": the model).
+# The classes of matrices: each layer has one of each, and the model one head.
 SHAPES = ("qkv", "projection", "expand", "project", "head")
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
@@ -70,7 +70,7 @@ def step_seconds(
     for name in SHAPES:
         d_out, d_in = shape(name, config)
         rows = batch if name == "head" and not training else batch * context
-        time_of_one = matmul_seconds(rows, d_out, d_in, dtype, training, device)
+        time_of_one = matmul_seconds(rows, d_out, d_in, dtype, training, device, repeats=1)
         total += time_of_one * (1 if name == "head" else config.n_layer)
         if name == "project":
             rate = (3 if training else 1) * 2 * rows * d_out * d_in / time_of_one
