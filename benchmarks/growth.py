@@ -17,6 +17,7 @@ import sys
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from benchmarks.peers import peak_memory
 from benchmarks.report import ROOT, store
@@ -70,17 +71,20 @@ def plot(found: dict[str, dict[int, dict[str, float]]]) -> Figure:
     with drawing(11, 5.6, rows=2, columns=len(found)) as (figure, panels):
         for column, (name, points) in enumerate(found.items()):
             values = list(points)
-            for row, (key, unit, scale) in enumerate([("speed", "tokens/s", 1.0), ("bytes", "peak MB", 1e-6)]):
+            for row, (key, unit, scale) in enumerate([("speed", "1,000 tokens/s", 1e-3), ("bytes", "peak MB", 1e-6)]):
                 axes = panels[row, column]
+                if column:
+                    axes.sharey(panels[row, 0])
                 formula, measured = ([scale * p[k] for p in points.values()] for k in (f"{key}_formula", key))
                 axes.plot(values, formula, color=VERMILION, linestyle="--", label="formula")
                 axes.plot(values, measured, "o-", color=BLUE, markersize=4, label="measured")
                 axes.set_xscale("log", base=2)
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.set_xticks(values, [f"{value:,}" for value in values], fontsize=8)
                 axes.set(xlabel=name, ylabel=unit if column == 0 else "")
                 axes.grid(color=FORBIDDEN, linewidth=0.8)
-        panels[0, 0].legend(fontsize=8)
+        panels[0, 0].legend(fontsize=8, loc="lower left")
     return figure
 
 
