@@ -9,6 +9,7 @@ against the time to read the weights once for each token. Neither can be beaten 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from statistics import median
@@ -110,9 +111,11 @@ def rates(device: str = "cpu") -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.limits", description="What this machine can do.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    torch.set_num_threads(parser.parse_args().threads)
-    for name, rate in rates().items():
-        print(f"{rate:8.1f}  {name}")
+    parser.add_argument("--json", action="store_true", help="for a program to read")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = rates()
+    print(json.dumps(found) if options.json else "\n".join(f"{rate:8.1f}  {name}" for name, rate in found.items()))
 
 
 if __name__ == "__main__":

@@ -126,7 +126,13 @@ def store(text: str, note: Path = NOTE, marks: tuple[str, str] = MARKS) -> None:
         temporary.write_text(f"{before}{start}\n\n{text}\n\n{end}{after}", encoding="utf-8")
 
 
-def text(results: Mapping[str, Result]) -> str:
+def limits(rates: Mapping[str, float]) -> str:
+    """What the machine could do, a line for each class of shapes."""
+    lines = ["| at best, with all the threads | |", "|---|--:|"]
+    return "\n".join(lines + [f"| {name} | {number(rate)} |" for name, rate in rates.items()])
+
+
+def text(results: Mapping[str, Result], rates: Mapping[str, float]) -> str:
     """What stands between the marks."""
     return "\n\n".join([
         conditions(results),
@@ -136,13 +142,15 @@ def text(results: Mapping[str, Result]) -> str:
         shortfalls(results),
         "**Who took no part:**",
         absences(results),
+        "**What the machine can do.** Each product counts with the two of its backward pass.",
+        limits(rates),
     ])  # fmt: skip
 
 
 def main() -> None:
-    results = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    save(plot(results), FIGURE)
-    store(text(results))
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    save(plot(found["rows"]), FIGURE)
+    store(text(found["rows"], found["limits"]))
     print(f"{NOTE.relative_to(ROOT)} and {FIGURE.relative_to(ROOT)} are written")
 
 

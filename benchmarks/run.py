@@ -215,9 +215,16 @@ def machine(threads: int) -> dict[str, str | int]:
     }
 
 
+def limits_of_the_machine(threads: int) -> dict[str, float]:
+    """`limits.rates`, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.limits", "--threads", str(threads), "--json"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+
+
 def stored(path: Path) -> dict[str, Any]:
     """What is there already: a run of some rows leaves the others as they are."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"limits": {}, "rows": {}}
 
 
 def smoke(row: Row) -> Row:
@@ -246,6 +253,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.smoke and options.json == RESULTS:
         parser.error("--smoke needs --json FILE: its figures mean nothing")
     results = stored(options.json)
+    if not options.smoke:
+        results["limits"] = limits_of_the_machine(options.threads)
+        print(*(f"{rate:8.1f}  {name}" for name, rate in results["limits"].items()), sep="\n", flush=True)
     with tempfile.TemporaryDirectory() as work:
         places = Places(work, options.nanogpt, options.llmc, options.threads)
         for row in rows:

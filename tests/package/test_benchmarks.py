@@ -71,7 +71,7 @@ def test_results_become_a_table_in_the_note_and_what_falls_short_is_explained(tm
     }
     note = tmp_path / "note.md"
     note.write_text(f"before {report.MARKS[0]} old {report.MARKS[1]} after")
-    report.store(report.text(json.loads(json.dumps(stored))), note)
+    report.store(report.text(json.loads(json.dumps(stored)), {"read, GB/s": 34.56}), note)
     written = note.read_text()
     assert written.startswith(f"before {report.MARKS[0]}\n")
     assert written.endswith(f"{report.MARKS[1]} after")
@@ -79,6 +79,7 @@ def test_results_become_a_table_in_the_note_and_what_falls_short_is_explained(tm
     assert "| 100 tokens/s | theirs 100 | 1.00 (0.90–1.10) | 50% | ≥ 1.2, 50% of the limit: **no** |" in written
     assert "`aten::mm` 50%" in written
     assert "| on a GPU | not run: no GPU here |" in written
+    assert "| read, GB/s | 34.6 |" in written
     assert report.plot(stored).axes
 
 
