@@ -6,10 +6,10 @@ PY     := $(VENV)/bin/python
 READY  := $(VENV)/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types lab book serve guides mutants notebooks figures bench soak model clean
+.PHONY: help run test lint types lab book serve guides mutants notebooks figures bench bench-gpu bench-peers growth soak model clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The chapters import the package from any folder, so it is installed in place. The last line is for matplotlib,
 # which otherwise prints into the first cell that it is searching for fonts.
@@ -38,8 +38,26 @@ types: $(READY)  ## the type checker alone
 
 include docs/latex/diagrams.mk
 
-bench: $(READY)  ## speed and memory side by side with transformers
-	$(PY) -m benchmarks.compare
+# The peers lie outside .venv, so that the package never depends on them. A row goes on without one that is missing.
+PEERS := build/peers
+BENCH := PYTHONPATH=$(PEERS)/lib $(PY) -m benchmarks.run $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(THREADS),--threads $(THREADS))
+
+bench: $(READY)  ## speed and memory beside other programs, all rows or ONLY="row group ...": docs/BENCHMARKS.md
+	$(BENCH) $(if $(ONLY),--only $(ONLY))
+	$(PY) -m benchmarks.report
+
+bench-gpu: $(READY)  ## the same on a GPU
+	$(BENCH) --only gpu
+	$(PY) -m benchmarks.report
+
+bench-peers: $(READY)  ## fetch those programs into build/peers (llama.cpp is compiled: minutes)
+	$(PY) -m pip install --quiet --no-deps --target $(PEERS)/lib ctranslate2==4.8.5 gguf==0.19.0 diskcache==5.6.3
+	$(PY) -m pip install --quiet --no-deps --target $(PEERS)/lib llama-cpp-python==0.3.36
+	test -d $(PEERS)/nanoGPT || git clone --quiet --depth 1 https://github.com/karpathy/nanoGPT $(PEERS)/nanoGPT
+	test -d $(PEERS)/llm.c || git clone --quiet --depth 1 https://github.com/karpathy/llm.c $(PEERS)/llm.c
+
+growth: $(READY)  ## how the cost of a step grows with T, B, N and d_model, beside the formulas of gpt.scale
+	$(PY) -m benchmarks.growth
 
 soak: $(READY)  ## faults for MINUTES=10, with a SEED of your choice: kills, full disks, damaged files, odd arguments
 	OMP_NUM_THREADS=1 $(PY) -m tests.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
