@@ -1,0 +1,374 @@
+"""What is easy to get wrong in GPT-2? Bugs that were found, or still are, in admired programs, as data.
+
+A bug is one or two lines of one function: what the package says, and what it would say instead. `planted` puts one in.
+The tests plant each and see a named check turn red; `gpt.lessons.diagnosis` compares a learner's numbers with those of
+every bug; docs/BUG_MUSEUM.md shows them in three rooms:
+
+    loud      it crashes, sooner or later
+    visible   a curve, a map or a text looks odd
+    silent    only a test sees it
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any, Literal
+from unittest.mock import patch
+
+Room = Literal["loud", "visible", "silent"]
+
+
+@dataclass(frozen=True)
+class Bug:
+    """One mistake, and what is known of it.
+
+    name      what goes wrong, in a few words
+    place     the function it is in, from the package on: "gpt.block.GELU.forward"
+    changes   {right: wrong, ...}; each right text occurs exactly once in the function
+    check     the test that must turn red, from tests/ on
+    case      the test's arguments, if it has any
+    room      loud, visible or silent: how one would notice
+    guide     the section of DEEP_THEORY_GUIDE.md that says why it is wrong
+    symptom   what one sees
+    seen      where it happened: addresses of threads or commits
+    """
+
+    name: str
+    place: str
+    changes: Mapping[str, str]
+    check: str
+    room: Room
+    guide: str
+    symptom: str
+    case: Mapping[str, Any] = field(default_factory=dict)
+    seen: tuple[str, ...] = ()
+
+
+@contextmanager
+def planted(*bugs: Bug) -> Iterator[None]:
+    """Within, the package has these bugs.
+
+    Each function is compiled anew with the changes, and set wherever the package holds the right one.
+    Raises ValueError if a text to change does not occur exactly once.
+    """
+    with ExitStack() as stack:
+        for bug in bugs:
+            for owner, name, value in _replacements(bug):
+                stack.enter_context(patch.object(owner, name, value))
+        yield
+
+
+def _replacements(bug: Bug) -> list[tuple[Any, str, Any]]:
+    """(owner, name, the function with the bug): the place itself, and every module that imported the function."""
+    path, name = bug.place.rsplit(".", 1)
+    owner = resolve_name(path)
+    right = vars(owner)[name]
+    source = textwrap.dedent(inspect.getsource(right))
+    for old, new in bug.changes.items():
+        if source.count(old) != 1:
+            raise ValueError(f"{bug.place} holds {old!r} {source.count(old)} times, not once")
+        source = source.replace(old, new)
+    namespace: dict[str, Any] = {}
+    exec(compile(source, f"<{bug.place} with a bug>", "exec"), inspect.unwrap(right).__globals__, namespace)
+    package = [module for key, module in sys.modules.items() if key == "gpt" or key.startswith("gpt.")]
+    importers = [(module, key) for module in package for key, value in list(vars(module).items()) if value is right]
+    return [(where, key, namespace[name]) for where, key in [(owner, name), *importers]]
+
+
+BUGS = (
+    Bug(
+        name="erf GELU for weights that were trained with tanh",
+        place="gpt.block.GELU.forward",
+        changes={"approximate=self.approximate": 'approximate="none"'},
+        check="concepts/test_block.py::test_gpt2_uses_the_tanh_gelu",
+        room="silent",
+        guide="4.4",
+        symptom="Logits of the bundled model move by 0.02; its greedy text does not change.",
+    ),
+    Bug(
+        name="unbiased variance in LayerNorm",
+        place="gpt.block.layer_norm",
+        changes={"(x - mean).square().mean(dim=-1, keepdim=True)": "x.var(dim=-1, keepdim=True)"},
+        check="concepts/test_block.py::test_layer_norm_divides_by_the_biased_deviation",
+        room="silent",
+        guide="4.1",
+        symptom="Every vector comes out a little shorter, by sqrt((n - 1) / n); the greedy text does not change.",
+    ),
+    Bug(
+        name="eps outside the root in LayerNorm",
+        place="gpt.block.layer_norm",
+        changes={"torch.sqrt(variance + eps)": "(torch.sqrt(variance) + eps)"},
+        check="concepts/test_block.py::test_layer_norm_divides_by_the_biased_deviation",
+        room="silent",
+        guide="4.1",
+        symptom="Only vectors of small variance notice; the greedy text does not change.",
+    ),
+    Bug(
+        name="a finite mask, which large scores get around",
+        place="gpt.attention._attention",
+        changes={"-math.inf": "-1e4"},
+        check="concepts/test_attention.py::test_a_masked_key_has_no_weight_however_large_its_score",
+        room="silent",
+        guide="3.6",
+        symptom="Nothing, until a masked score is as large as the mask.",
+    ),
+    Bug(
+        name="a mask applied after the softmax",
+        place="gpt.attention._attention",
+        changes={
+            "scores = scores.masked_fill(~mask, -math.inf)": "pass",
+            "weights = scores.softmax(dim=-1)": "weights = scores.softmax(dim=-1) * (1 if mask is None else mask)",
+        },
+        check="concepts/test_attention.py::test_the_mask_comes_before_the_softmax",
+        room="silent",
+        guide="3.6",
+        symptom="The rows no longer sum to 1: early positions hear almost nothing.",
+    ),
+    Bug(
+        name="a mask that is off by one",
+        place="gpt.attention.causal_mask",
+        changes={"keys - queries": "keys - queries + 1"},
+        check="concepts/test_attention.py::test_the_causal_mask_lets_a_query_look_at_itself_and_at_its_past",
+        room="visible",
+        guide="3.5",
+        symptom="The training loss falls to almost nothing, and what is generated is poor.",
+    ),
+    Bug(
+        name="a model that sees one token of the future",
+        place="gpt.support.kernels.fused_causal_attention",
+        changes={"is_causal=True": "attn_mask=torch.ones(queries, keys, dtype=torch.bool).tril(1)"},
+        check="concepts/test_model.py::test_the_future_does_not_move_the_past",
+        room="visible",
+        guide="3.5",
+        symptom="The training loss falls to almost nothing, and what is generated is poor.",
+    ),
+    Bug(
+        name="view instead of split and transpose",
+        place="gpt.attention.MultiHeadAttention._split",
+        changes={
+            'rearrange(x, "batch token (head d_head) -> batch head token d_head", head=self.num_heads)': (
+                "x.reshape(x.shape[0], self.num_heads, x.shape[1], self.d_head)"
+            )
+        },
+        check="concepts/test_attention.py::test_the_heads_are_cut_from_the_features_and_not_from_the_positions",
+        room="visible",
+        guide="3.7",
+        symptom="The shapes are right, but a head holds pieces of several tokens, and the past sees the future.",
+    ),
+    Bug(
+        name="no scale",
+        place="gpt.attention._attention",
+        changes={"query / math.sqrt(query.shape[-1])": "query"},
+        check="concepts/test_attention.py::test_the_weights_are_those_a_person_can_check",
+        room="silent",
+        guide="3.4",
+        symptom="The softmax is sharper than it should be; it learns, but more slowly.",
+    ),
+    Bug(
+        name="a scale of 1/d",
+        place="gpt.attention._attention",
+        changes={"math.sqrt(query.shape[-1])": "query.shape[-1]"},
+        check="concepts/test_attention.py::test_the_scale_keeps_the_variance_of_the_scores_at_one",
+        room="silent",
+        guide="3.4",
+        symptom="The softmax is flatter than it should be; heads that look at one token form late.",
+    ),
+    Bug(
+        name="a head that is a copy of the table",
+        place="gpt.model.GPT.head",
+        changes={"self.token_embedding.weight": "self.token_embedding.weight.detach().clone()"},
+        check="concepts/test_model.py::test_the_table_learns_from_both_of_its_uses",
+        room="silent",
+        guide="5.6",
+        symptom="Equal at the start; from the first step on, table and head learn different things.",
+    ),
+    Bug(
+        name="tying that is lost when weights are moved or loaded",
+        place="gpt.model.GPT.head",
+        changes={
+            "self.token_embedding.weight": '(self.__dict__.setdefault("copy", self.token_embedding.weight.clone()))'
+        },
+        check="concepts/test_model.py::test_the_head_stays_tied_whatever_happens_to_the_model",
+        room="silent",
+        guide="5.6",
+        symptom="Nothing, until the weights are loaded or changed: the head stays what it was.",
+    ),
+    Bug(
+        name="accumulation that forgets to divide",
+        place="gpt.training.batch_gradient",
+        changes={"(count / sum(counts))": "1"},
+        check="concepts/test_training.py::test_accumulation_trains_like_the_large_batch",
+        room="visible",
+        guide="7.8",
+        symptom="The loss is k times too large; clipping and Adam hide most of it.",
+    ),
+    Bug(
+        name="accumulation that weights unequal micro-batches equally",
+        place="gpt.training.batch_gradient",
+        changes={"(count / sum(counts))": "(1 / len(counts))"},
+        check="concepts/test_training.py::test_unequal_micro_batches_count_by_their_targets",
+        room="silent",
+        guide="7.8",
+        symptom="The tokens of short micro-batches count for more.",
+    ),
+    Bug(
+        name="accumulation that steps after the first micro-batch",
+        place="gpt.training.Run.step",
+        changes={"range(self.accumulation)": "range(1)"},
+        check="concepts/test_training.py::test_accumulation_trains_like_the_large_batch",
+        room="silent",
+        guide="7.8",
+        symptom="The batch is smaller than the number that was asked for.",
+    ),
+    Bug(
+        name="a resume that loses the random numbers",
+        place="gpt.storage.checkpoint.Checkpoint.restore",
+        changes={"set_rng_state(self.rng)": "pass"},
+        check="concepts/test_training.py::test_six_steps_and_six_more_are_twelve_bit_for_bit",
+        room="silent",
+        guide="7.6",
+        symptom="The run goes on, but is another one than it would have been.",
+    ),
+    Bug(
+        name="a resume that loses its place in the data",
+        place="gpt.training.Run._parts",
+        changes={'parts["dataloader"] = self.batches': "pass"},
+        check="concepts/test_training.py::test_six_steps_and_six_more_are_twelve_bit_for_bit",
+        room="silent",
+        guide="7.6",
+        symptom="The first part of the text is read twice, the last never.",
+    ),
+    Bug(
+        name="a resume that loses the scaler",
+        place="gpt.training.Run._parts",
+        changes={'parts["scaler"] = self.scaler': "pass"},
+        check="concepts/test_training.py::test_a_checkpoint_holds_the_scale_of_the_loss",
+        room="silent",
+        guide="7.10",
+        symptom="Some updates are left out while the scale is found again.",
+    ),
+    Bug(
+        name="a resume that loses the step of the schedule",
+        place="gpt.training.Run.load_state_dict",
+        changes={'self.history.step = past["step"]': "pass"},
+        check="concepts/test_training.py::test_six_steps_and_six_more_are_twelve_bit_for_bit",
+        room="visible",
+        guide="7.6",
+        symptom="The rate jumps back up after the resume.",
+    ),
+    Bug(
+        name="a resume that overwrites the best model with a worse one",
+        place="gpt.training.Run.load_state_dict",
+        changes={'self.history.best = past["best"]': "pass"},
+        check="concepts/test_training.py::test_the_best_model_is_kept_when_later_ones_are_worse",
+        room="silent",
+        guide="7.6",
+        symptom="The folder keeps the first model after the resume, not the best.",
+    ),
+    Bug(
+        name="a save that writes over the old file in place",
+        place="gpt.support.files.atomic_file",
+        changes={
+            "with temporary_beside(path) as temporary:": "path.parent.mkdir(parents=True)\n    if temporary := path:"
+        },
+        check="package/test_files.py::test_an_atomic_file_is_the_old_or_the_new_never_a_part",
+        room="loud",
+        guide="7.6",
+        symptom="Nothing, until a run is killed while it saves: then neither the old nor the new file is left.",
+    ),
+    Bug(
+        name="a cache with the mask of a prompt without a past",
+        place="gpt.support.kernels.fused_causal_attention",
+        changes={"if queries == keys:": "if True:"},
+        check="concepts/test_model.py::test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks",
+        room="visible",
+        guide="8.6",
+        symptom="A prompt that is read in pieces gives other logits than one that is read at once.",
+    ),
+    Bug(
+        name="a cache with positions that start again",
+        place="gpt.model.GPT._hidden",
+        changes={"start = cache[0].length if cache else 0": "start = 0"},
+        check="concepts/test_model.py::test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks",
+        room="visible",
+        guide="8.6",
+        symptom="Every new token believes that it stands at the beginning.",
+    ),
+    Bug(
+        name="weight decay on biases and gains",
+        place="gpt.training.adamw",
+        changes={'"weight_decay": 0.0': '"weight_decay": weight_decay'},
+        check="concepts/test_training.py::test_only_matrices_and_embeddings_are_decayed",
+        room="silent",
+        guide="7.5",
+        symptom="Gains shrink towards 0, and the loss ends a little higher.",
+    ),
+    Bug(
+        name="clipping before unscaling",
+        place="gpt.training.Run.step",
+        changes={"self.scaler.unscale_(self.optimizer)": "pass"},
+        check="concepts/test_training.py::test_the_loss_is_unscaled_before_it_is_clipped",
+        room="silent",
+        guide="7.10",
+        symptom="Every gradient is cut to a length that the scale decides, not the bound.",
+    ),
+    Bug(
+        name="heat maps of a pass that never ran",
+        place="gpt.attention.CausalSelfAttention.forward",
+        changes={
+            "heads, self.weights = _attention": "self.weights = (q @ k.mT).softmax(-1)\n        heads, _ = _attention"
+        },
+        check="concepts/test_inspection.py::test_a_case_computed_by_hand",
+        room="silent",
+        guide="9.8",
+        symptom="The picture is beautiful, and not of what the model computed.",
+    ),
+    Bug(
+        name="a padded vocabulary that can be drawn",
+        place="gpt.model.GPT.head",
+        changes={"self.token_embedding.weight": "F.pad(self.token_embedding.weight, (0, 0, 0, 7))"},
+        check="concepts/test_model.py::test_logits_have_one_column_for_each_token_and_no_more",
+        room="loud",
+        guide="5.4",
+        symptom="Once in a long while an id is drawn that no tokenizer can read.",
+    ),
+    Bug(
+        name="a pre-tokenizer that knows only spaces",
+        place="gpt.tokens.pretokenize",
+        changes={"regex.finditer(pattern, text": 'regex.finditer(r"\\s*\\S+", text'},
+        check="concepts/test_tokens.py::test_the_pattern_splits_as_gpt2_does",
+        case={"text": "Hello,", "pieces": ["Hello", ","]},
+        room="silent",
+        guide="1.2",
+        symptom="The same text becomes other ids than the released model learned with.",
+    ),
+    Bug(
+        name="a pre-tokenizer that keeps runs of spaces whole",
+        place="gpt.tokens.pretokenize",
+        changes={"regex.finditer(pattern, text": 'regex.finditer(r" *\\p{L}+|\\s+", text'},
+        check="concepts/test_tokens.py::test_the_pattern_splits_as_gpt2_does",
+        case={"text": "a  b", "pieces": ["a", " ", " b"]},
+        room="silent",
+        guide="1.2",
+        symptom="Indented text becomes other ids than the released model learned with.",
+    ),
+    Bug(
+        name="byte pairs merged from left to right, not in the order they were learned",
+        place="gpt.tokens.apply_merges",
+        changes={
+            "min(pairwise(tokens), key=lambda neighbours: ranks.get(neighbours, math.inf))": (
+                "next((pair for pair in pairwise(tokens) if pair in ranks), None)"
+            )
+        },
+        check="concepts/test_tokens.py::test_merges_apply_in_the_order_in_which_they_were_learned",
+        room="silent",
+        guide="1.2",
+        symptom="Words are cut differently; the text comes back all the same.",
+    ),
+)
