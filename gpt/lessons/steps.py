@@ -53,8 +53,8 @@ STEPS = (
         (),
         "1.2",
         (
-            "Learning: count all neighbours in all words, each word as often as it occurs; merge the most frequent pair "
-            "everywhere; repeat. Among equals the lexicographically largest pair wins.",
+            "Learning: count all neighbours in all words, each word as often as it occurs; merge the most frequent "
+            "pair everywhere; repeat. Among equals the lexicographically largest pair wins.",
             "Applying: of the neighbours in a word, merge the pair that was learned earliest, until none was learned.",
         ),
         "gpt/tokens.py: learn_merges, apply_merges",
@@ -115,7 +115,7 @@ STEPS = (
         (),
         "4.1",
         (
-            "Over the features of each token by itself: minus the mean, divided by the deviation, times gain, plus shift.",
+            "For each token by itself: minus the mean, divided by the deviation, times gain, plus shift.",
             "The variance divides by n, not by n - 1, and eps is added to it, inside the root.",
         ),
         "gpt/block.py: layer_norm",
@@ -152,8 +152,8 @@ STEPS = (
         "5.1",
         (
             "Token plus position, the blocks, a last norm, and the head, which is the table of embeddings itself.",
-            "N(0, 0.02) for matrices and tables, 0 for biases; the two layers of each block that write to the stream get "
-            "0.02 / sqrt(2 N).",
+            "N(0, 0.02) for matrices and tables, 0 for biases; the two layers of each block that write to the stream "
+            "get 0.02 / sqrt(2 N).",
         ),
         "gpt/model.py: GPT",
     ),
@@ -165,18 +165,18 @@ STEPS = (
         "1.5",
         (
             "With targets the model returns the mean cross-entropy beside the logits.",
-            "F.cross_entropy wants one row a prediction: logits.flatten(0, 1) and targets.flatten(); -100 counts nowhere.",
+            "F.cross_entropy wants a row for each prediction: logits.flatten(0, 1) and targets.flatten().",
         ),
         "gpt/model.py: GPT.forward",
     ),
     Step(
         "released weights",
         "weights from a file in the released layout",
-        ("load_released",),
+        ("load_pretrained",),
         ("model",),
         "5.11",
         (
-            "safetensors.torch.load_file gives tensors by GPT-2's names: wte, wpe, h.0.attn.c_attn, h.0.mlp.c_fc, ln_f ...",
+            "safetensors.torch.load_file gives tensors by GPT-2's names: wte, wpe, h.0.attn.c_attn, ln_f ...",
             "The released matrices are [in, out], those of nn.Linear [out, in]: transpose c_attn, c_proj, c_fc and the "
             "c_proj of the MLP. Attention's c_proj is square: without .T nothing complains.",
         ),
@@ -185,7 +185,7 @@ STEPS = (
     Step(
         "windows",
         "batches of windows, and a held-out part",
-        ("get_batch", "split"),
+        ("RandomWindows",),
         (),
         "1.13",
         (
@@ -214,7 +214,7 @@ STEPS = (
         "7.6",
         (
             "A line up to the peak, then half a cosine down to the floor, which then holds.",
-            "Warm-up: peak (step + 1) / (warmup + 1). After it: the share (step - warmup) / (total - warmup), at most 1.",
+            "Warm-up: peak (step + 1) / (warmup + 1). Then the share (step - warmup) / (total - warmup), at most 1.",
         ),
         "gpt/training.py: cosine_schedule",
     ),
@@ -226,7 +226,7 @@ STEPS = (
         "7.6",
         (
             "Rate of this step, batch, loss, zero_grad, backward, clip, step: in this order.",
-            "clip_grad_norm_(model.parameters(), 1.0) stands between backward and step; evaluate runs without gradients.",
+            "clip_grad_norm_(model.parameters(), 1.0) stands between backward and step.",
         ),
         "gpt/training.py: Run.step",
     ),
@@ -238,7 +238,7 @@ STEPS = (
         "8.3",
         (
             "Temperature, then top_k, then top_p of what is left; what remains is divided by its sum.",
-            "Sort; keep a token while those before it hold less than top_p together: the one that crosses the line stays.",
+            "Sort; keep a token while those before it hold less than top_p: the one that crosses the line stays.",
         ),
         "gpt/generation.py: Sampling",
     ),
