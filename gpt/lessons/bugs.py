@@ -12,6 +12,7 @@ every bug; docs/BUG_MUSEUM.md shows them in three rooms:
 from __future__ import annotations
 
 import inspect
+import linecache
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -25,12 +26,22 @@ Room = Literal["loud", "visible", "silent"]
 
 
 @dataclass(frozen=True)
-class Bug:
+class Change:
+    """Another text for a function.
+
+    place     the function, from the package on: "gpt.block.GELU.forward"
+    changes   {old: new, ...}; each old text occurs exactly once in the function
+    """
+
+    place: str
+    changes: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bug(Change):
     """One mistake, and what is known of it.
 
     name      what goes wrong, in a few words
-    place     the function it is in, from the package on: "gpt.block.GELU.forward"
-    changes   {right: wrong, ...}; each right text occurs exactly once in the function
     check     the test that must turn red, from tests/ on
     case      the test's arguments, if it has any
     room      loud, visible or silent: how one would notice
@@ -40,8 +51,6 @@ class Bug:
     """
 
     name: str
-    place: str
-    changes: Mapping[str, str]
     check: str
     room: Room
     guide: str
@@ -51,31 +60,33 @@ class Bug:
 
 
 @contextmanager
-def planted(*bugs: Bug) -> Iterator[None]:
-    """Within, the package has these bugs.
+def planted(*changes: Change) -> Iterator[None]:
+    """Within, the package has these bugs, or other changes.
 
     Each function is compiled anew with the changes, and set wherever the package holds the right one.
     Raises ValueError if a text to change does not occur exactly once.
     """
     with ExitStack() as stack:
-        for bug in bugs:
-            for owner, name, value in _replacements(bug):
+        for change in changes:
+            for owner, name, value in _replacements(change):
                 stack.enter_context(patch.object(owner, name, value))
         yield
 
 
-def _replacements(bug: Bug) -> list[tuple[Any, str, Any]]:
-    """(owner, name, the function with the bug): the place itself, and every module that imported the function."""
-    path, name = bug.place.rsplit(".", 1)
+def _replacements(change: Change) -> list[tuple[Any, str, Any]]:
+    """(owner, name, the changed function): the place itself, and every module that imported the function."""
+    path, name = change.place.rsplit(".", 1)
     owner = resolve_name(path)
     right = vars(owner)[name]
     source = textwrap.dedent(inspect.getsource(right))
-    for old, new in bug.changes.items():
+    for old, new in change.changes.items():
         if source.count(old) != 1:
-            raise ValueError(f"{bug.place} holds {old!r} {source.count(old)} times, not once")
+            raise ValueError(f"{change.place} holds {old!r} {source.count(old)} times, not once")
         source = source.replace(old, new)
+    file = f"<{change.place} changed, {hash(source)}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)  # for the next change of it
     namespace: dict[str, Any] = {}
-    exec(compile(source, f"<{bug.place} with a bug>", "exec"), inspect.unwrap(right).__globals__, namespace)
+    exec(compile(source, file, "exec"), inspect.unwrap(right).__globals__, namespace)
     package = [module for key, module in sys.modules.items() if key == "gpt" or key.startswith("gpt.")]
     importers = [(module, key) for module in package for key, value in list(vars(module).items()) if value is right]
     return [(where, key, namespace[name]) for where, key in [(owner, name), *importers]]
