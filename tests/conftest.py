@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[USED] = set()
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: object) -> None:
     """A worker of pytest-xdist is done: what did it use?"""
     node.config.stash[USED].update(getattr(node, "workeroutput", {}).get("used", ()))  # pyright: ignore[reportAttributeAccessIssue]
