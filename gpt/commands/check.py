@@ -67,7 +67,7 @@ def checked(file: Path, key: str | None) -> Report:
     from gpt.lessons.progress import Progress
 
     report = check(file, [] if key is None else [key])
-    Progress.of(file).remember(report)
+    Progress.of(file).remember({result.step.key: result.status for result in report.results})
     return report
 
 

@@ -123,7 +123,7 @@ def step_list(progress: Progress) -> str:
 
 
 def as_dict(report: Report) -> dict[str, Any]:
-    """For graders: {"file", "green", "steps": [{"step", "key", "name", "status", "optional", "cause", "evidence", ...}]}."""
+    """For graders. Each of "steps" has "step", "name", "status", "optional", "cause", "evidence" and more."""
     return {
         "file": str(report.file),
         "green": report.green,

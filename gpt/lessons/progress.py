@@ -1,17 +1,14 @@
-"""How far has a learner come? A small file beside the learner's own: which steps are green, and which hints were given."""
+"""How far has a learner come? A small file beside the learner's own: the steps that are green, the hints given."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gpt.lessons.steps import STEPS, step
 from gpt.support.files import atomic_file
-
-if TYPE_CHECKING:
-    from gpt.lessons.check import Report
 
 
 @dataclass
@@ -36,9 +33,8 @@ class Progress:
         with atomic_file(self.path) as temporary:
             temporary.write_text(json.dumps({"green": self.green, "hints": self.hints}, indent=1) + "\n")
 
-    def remember(self, report: Report) -> None:
-        """Enter what a check has found; steps that were not checked stay as they are."""
-        status = {result.step.key: result.status for result in report.results}
+    def remember(self, status: Mapping[str, str]) -> None:
+        """Enter what a check has found, by key; steps that were not checked stay as they are."""
         green = [one.key for one in STEPS if status.get(one.key, "passed" if one.key in self.green else "") == "passed"]
         if green != self.green:
             self.green = green
