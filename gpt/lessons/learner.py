@@ -8,11 +8,13 @@ gpt.used                  the names that were taken from the file
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import pkgutil
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,12 +75,23 @@ def _find(name: str) -> Any:
 
 
 def written_in(module: ModuleType) -> dict[str, Any]:
-    """The functions and classes whose code stands in this file; what it imports is not the learner's."""
+    """The functions and classes whose code stands in this file; neither what it imports nor what is still a stub."""
     return {
         name: value
         for name, value in vars(module).items()
         if (inspect.isfunction(value) or inspect.isclass(value)) and value.__module__ == module.__name__
+        if not _is_stub(value)
     }
+
+
+def _is_stub(value: Any) -> bool:
+    """Whether the body of a function, or of any of a class's methods, is still `raise NotImplementedError`."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(value)))
+    except (OSError, SyntaxError):  # made by exec, or indented in a way of its own
+        return False
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return any(ast.unparse(function.body[-1]).startswith("raise NotImplementedError") for function in functions)
 
 
 def learners_module(path: str | Path) -> ModuleType:

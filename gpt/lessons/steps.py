@@ -54,7 +54,7 @@ STEPS = (
         "1.2",
         (
             "Learning: count all neighbours in all words, each word as often as it occurs; merge the most frequent "
-            "pair everywhere; repeat. Among equals the lexicographically largest pair wins.",
+            "pair everywhere; repeat. Of equally frequent pairs, the first in byte order.",
             "Applying: of the neighbours in a word, merge the pair that was learned earliest, until none was learned.",
         ),
         "gpt/tokens.py: learn_merges, apply_merges",
