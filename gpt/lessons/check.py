@@ -79,9 +79,10 @@ def check(file: str | Path, only: Iterable[str] = ()) -> Report:
             result.status = "missing"
     recorder = _Recorder(results)
     arguments = [str(ROOT / "tests" / "concepts"), f"--rootdir={ROOT}", f"--implementation={file}", "-q"]
+    arguments += ["-W", "ignore:Module already imported", "-p", "no:cacheprovider", "-p", "no:xdist"]
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-        code = pytest.main([*arguments, "-p", "no:cacheprovider", "-p", "no:xdist"], plugins=[recorder])
+        code = pytest.main(arguments, plugins=[recorder])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise RuntimeError(f"the tests could not be run: {said.getvalue()}")
     for result in results.values():
