@@ -127,7 +127,7 @@ class CausalSelfAttention(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor, cache: Any = None) -> Tensor:
-        """cache: None, or a KVCache whose append(k, v) returns all keys and values so far (step 18)."""
+        """cache: None, or a KVCache whose append(k, v) returns all keys and values so far (step 19)."""
         raise NotImplementedError
 
 
@@ -265,7 +265,8 @@ def evaluate(model: nn.Module, tokens: Tensor) -> float:
     raise NotImplementedError
 
 
-# --- step 17: drawing a token
+# Step 17 needs no new names: it learns.
+# --- step 18: drawing a token
 
 
 def next_token_probabilities(
@@ -288,7 +289,7 @@ def generate(
     raise NotImplementedError
 
 
-# --- step 18: keys and values that are kept
+# --- step 19: keys and values that are kept
 
 
 class KVCache:
@@ -303,4 +304,4 @@ class KVCache:
         raise NotImplementedError
 
 
-# Steps 19 and 20 need no new names: dropout in steps 6, 9 and 10, and errors that say what is wrong.
+# Steps 20 and 21 need no new names: dropout in steps 6, 9 and 10, and errors that say what is wrong.

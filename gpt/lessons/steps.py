@@ -231,6 +231,18 @@ STEPS = (
         "gpt/training.py: Run.step",
     ),
     Step(
+        "it learns",
+        "it learns",
+        ("GPT", "train"),
+        ("training",),
+        "7.6",
+        (
+            "Nothing new to write: one batch is learned by heart, and English beyond the frequencies of its letters.",
+            "If the loss stays: is the target the next token? If it falls to 0: does a position see the future?",
+        ),
+        "tests/concepts/test_build.py",
+    ),
+    Step(
         "sampling",
         "drawing a token",
         ("next_token_probabilities", "generate"),
