@@ -119,7 +119,7 @@ class CausalSelfAttention(nn.Module):
     """x [B, T, d_model] -> [B, T, d_model]
 
     Has `qkv`, an nn.Linear(d_model, 3 d_model) whose output is q, k and v side by side, and `projection`, an
-    nn.Linear(d_model, d_model).
+    nn.Linear(d_model, d_model). The weights [B, H, T, S] of the last pass stay in `weights`.
     """
 
     def __init__(self, d_model: int, num_heads: int, max_seq_len: int, dropout: float = 0.0, bias: bool = True) -> None:

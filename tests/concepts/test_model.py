@@ -97,7 +97,6 @@ def test_parameters_have_the_names_that_the_guide_uses(gpt):
 # What it gives.
 
 
-@pytest.mark.step("model")
 def test_logits_have_one_column_for_each_token_and_no_more(gpt):
     # A vocabulary padded to a round size is faster on a GPU, but its last ids stand for nothing and could be drawn.
     for vocab_size in (1, 65, 97):

@@ -83,7 +83,7 @@ def test_a_character_tokenizer_numbers_the_sorted_characters_of_a_text(gpt):
     assert tokenizer.decode([]) == ""
 
 
-@pytest.mark.step("characters")
+@pytest.mark.step("errors")
 def test_unknown_characters_are_named_but_at_most_ten(gpt):
     tokenizer = gpt.CharTokenizer.from_text("abc")
     with pytest.raises(ValueError, match=r"'\\n', 'é'$"):
