@@ -688,9 +688,9 @@ def test_a_million_of_the_same_character_are_encoded_in_no_time(gpt, trained, ru
     """The engine by itself panics: its regular expressions run out of stack on white space before something else."""
     text = "one " + run * (1_000_000 // len(run)) + after
     for tokenizer in (trained, gpt.BPETokenizer([(b" ", b" ")], pattern=r"\S+|\s+")):
-        started = time.perf_counter()
+        started = time.process_time()
         assert tokenizer.decode(tokenizer.encode(text)) == text
-        assert time.perf_counter() - started < 5  # measured: 0.1 to 0.7
+        assert time.process_time() - started < 5  # measured: 0.1 to 0.7
 
 
 def test_gpt2s_own_tokenizer_stands_a_million_spaces(gpt):
@@ -802,6 +802,6 @@ def test_long_chains_of_merges_are_checked_in_no_time(gpt, side):
         pair = (token, b"bcd"[i % 3 : i % 3 + 1])[:: -1 if side else 1]
         merges.append(pair)
         token = b"".join(pair)
-    started = time.perf_counter()
+    started = time.process_time()
     assert gpt.BPETokenizer(merges).encode(token.decode()) == [256 + 1999]
-    assert time.perf_counter() - started < 2  # measured: 0.03 and 1.0
+    assert time.process_time() - started < 2  # measured: 0.03 and 1.0
