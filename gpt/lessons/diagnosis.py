@@ -118,13 +118,19 @@ def _explain(probe: Probe, got: list[Answered], right: list[Answered]) -> Iterat
                 yield pair
 
 
+_KNOWN: dict[tuple[str, ...], list[Answered] | None] = {}  # answers of the package with bugs: they never change
+
+
 def _with_bugs(probe: Probe, *bugs: Bug) -> list[Answered] | None:
     """The package's answers with these bugs in it; None if they do not fit the source together."""
-    try:
-        with planted(*bugs):
-            return [_answers(probe, package, case) for case in probe.cases]
-    except ValueError:
-        return None
+    key = (probe.run.__name__, probe.name, *(bug.name for bug in bugs))
+    if key not in _KNOWN:
+        try:
+            with planted(*bugs):
+                _KNOWN[key] = [_answers(probe, package, case) for case in probe.cases]
+        except ValueError:
+            _KNOWN[key] = None
+    return _KNOWN[key]
 
 
 def _guess(found: Diagnosis) -> str:

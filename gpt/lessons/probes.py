@@ -94,7 +94,7 @@ def positions(gpt: Any, T: int, d: int) -> Answers:
 
 
 def model(gpt: Any, B: int, T: int, H: int, d: int, N: int) -> Answers:
-    config = _config(T, H, d, N)
+    config = _config(T + 1, H, d, N)
     layer = filled(gpt, "GPT", config)
     tokens = torch.arange(B * T).view(B, T) * 3 % 5
     return {"logits": layer(tokens)[0]}
