@@ -25,7 +25,7 @@ from gpt.commands.parsing import Options
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-COMMANDS = ("tour", "train", "evaluate", "generate", "tokenize", "attend", "stats", "plan", "data", "download")
+COMMANDS = ("tour", "train", "evaluate", "generate", "tokenize", "attend", "stats", "plan", "check", "data", "download")
 
 
 LONGEST = 600  # characters of an error

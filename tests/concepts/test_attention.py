@@ -26,6 +26,7 @@ def both_paths(layer, x, cache=None):
 # The equation.
 
 
+@pytest.mark.step("attention")
 def test_the_weights_are_those_a_person_can_check(gpt):
     # scores = (0, sqrt 2) . e_i / sqrt 2 = (0, 1), so the weights are (1, e) / (1 + e)
     query, identity = torch.tensor([[0.0, math.sqrt(2)]], dtype=F64), torch.eye(2, dtype=F64)
@@ -36,6 +37,7 @@ def test_the_weights_are_those_a_person_can_check(gpt):
     close(output, expected, 1e-15)  # the values are e_1 and e_2 too, so the output shows the weights
 
 
+@pytest.mark.step("attention")
 def test_the_scale_keeps_the_variance_of_the_scores_at_one(gpt):
     # q . k is a sum of d_k products of variance 1 each, so its variance is d_k; 1 / sqrt(d_k) takes that out again.
     torch.manual_seed(0)
@@ -48,6 +50,7 @@ def test_the_scale_keeps_the_variance_of_the_scores_at_one(gpt):
         assert abs(variance - 1) < 0.1  # 5 sigma; worst measured: 0.034
 
 
+@pytest.mark.step("attention")
 def test_the_weights_of_each_query_sum_to_one(gpt):
     torch.manual_seed(1)
     query, key, value = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 7, 4), torch.randn(2, 3, 7, 6)
@@ -61,6 +64,7 @@ def test_the_weights_of_each_query_sum_to_one(gpt):
     assert weights.masked_select(~mask).eq(0).all()
 
 
+@pytest.mark.step("attention")
 def test_the_output_is_a_weighted_average_so_it_never_leaves_the_range_of_the_values(gpt):
     torch.manual_seed(2)
     query, key, value = 3 * torch.randn(3, 9, 4, dtype=F64)
@@ -70,12 +74,14 @@ def test_the_output_is_a_weighted_average_so_it_never_leaves_the_range_of_the_va
     assert (output >= value.min(0).values - 1e-14).all()
 
 
+@pytest.mark.step("attention")
 def test_large_scores_do_not_overflow(gpt):
     query = torch.tensor([[1e4, 0.0]])
     output, weights = gpt.scaled_dot_product_attention(query, 1e4 * torch.eye(2), torch.eye(2))
     assert weights.tolist() == output.tolist() == [[1.0, 0.0]]
 
 
+@pytest.mark.step("attention")
 def test_the_equation_and_all_its_gradients_are_those_of_numpy(gpt):
     torch.manual_seed(3)
     q, k = torch.randn(2, 3, 5, 4, dtype=F64), torch.randn(2, 3, 7, 4, dtype=F64)
@@ -97,6 +103,7 @@ def test_the_equation_and_all_its_gradients_are_those_of_numpy(gpt):
 # The mask.
 
 
+@pytest.mark.step("mask")
 def test_the_causal_mask_lets_a_query_look_at_itself_and_at_its_past(gpt):
     assert gpt.causal_mask(3, 3).int().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     # two new tokens after three old ones: the queries are the last two of five positions
@@ -104,6 +111,7 @@ def test_the_causal_mask_lets_a_query_look_at_itself_and_at_its_past(gpt):
     assert gpt.causal_mask(1, 4).int().tolist() == [[1, 1, 1, 1]]
 
 
+@pytest.mark.step("attention")
 def test_a_masked_key_has_no_weight_however_large_its_score(gpt):
     # A finite constant in the place of -inf would lose here: the scores that may be seen are far below it, the
     # forbidden one far above.
@@ -116,6 +124,7 @@ def test_a_masked_key_has_no_weight_however_large_its_score(gpt):
         assert output.tolist() == [[2.0]]
 
 
+@pytest.mark.step("attention")
 def test_the_mask_comes_before_the_softmax(gpt):
     # Masked after the softmax, the weights would still be 0 for forbidden keys but no longer sum to 1.
     torch.manual_seed(4)
@@ -125,12 +134,14 @@ def test_the_mask_comes_before_the_softmax(gpt):
     close(weights.sum(-1), torch.ones(6), 1e-6)  # measured: 1.2e-7
 
 
+@pytest.mark.step("errors")
 def test_a_mask_of_zeros_and_ones_is_an_error(gpt):
     query = torch.randn(3, 4)
     with pytest.raises(TypeError, match=r"mask.*boolean.*float32.*\.bool\(\)"):
         gpt.scaled_dot_product_attention(query, query, query, torch.ones(3, 3))
 
 
+@pytest.mark.step("errors")
 def test_a_query_that_may_look_at_nothing_is_an_error(gpt):
     query, mask = torch.randn(3, 4), torch.tensor([[1, 1, 0], [0, 0, 0], [1, 0, 0]]).bool()
     with pytest.raises(ValueError, match=r"mask.*every query"):
@@ -285,6 +296,7 @@ def test_the_readable_and_the_fused_path_agree_in_value_and_in_every_gradient(gp
         close(fused, readable, 1e-12)  # worst measured: 5.1e-14
 
 
+@pytest.mark.step("heads")
 def test_the_layer_and_all_its_gradients_are_those_of_numpy(gpt):
     for bias in (True, False):
         layer = causal_layer(gpt, bias=bias, seed=1)
@@ -304,6 +316,7 @@ def test_the_layer_and_all_its_gradients_are_those_of_numpy(gpt):
         close(layer.weights, cache["heads"]["weights"], 1e-12)
 
 
+@pytest.mark.step("cache")
 @pytest.mark.parametrize("chunks", [[16], [1] * 16, [7, 9], [5, 1, 1, 4, 5], [1, 15]], ids=str)
 def test_with_a_cache_any_cut_into_chunks_gives_the_same_output(gpt, chunks):
     layer = causal_layer(gpt, seed=2)
@@ -342,6 +355,7 @@ def test_with_a_cache_the_gradients_of_new_tokens_agree_too(gpt):
     close(results[0][0], expected[:, new], 1e-12)
 
 
+@pytest.mark.step("heads")
 def test_the_future_does_not_move_the_past(gpt):
     torch.manual_seed(10)
     one = gpt.CausalAttention(12, 12, 16)
@@ -357,6 +371,7 @@ def test_the_future_does_not_move_the_past(gpt):
                 assert not torch.isclose(before[:, t:], after[:, t:]).any()
 
 
+@pytest.mark.step("heads")
 def test_the_past_does_not_learn_from_the_future(gpt):
     torch.manual_seed(11)
     one = gpt.CausalAttention(12, 12, 16).to(F64)
@@ -415,6 +430,7 @@ def test_the_returned_weights_are_those_before_dropout(gpt):
     assert not torch.isclose(output, expected_output).all(-1).any()
 
 
+@pytest.mark.step("cache")
 def test_the_cache_holds_the_keys_and_values_of_all_tokens_so_far(gpt):
     layer = causal_layer(gpt, seed=4)
     x = torch.randn(2, 6, 12, dtype=F64)
@@ -436,6 +452,7 @@ def test_the_cache_holds_the_keys_and_values_of_all_tokens_so_far(gpt):
         close(cache.values[:, h, :6], value[..., features], 1e-13)
 
 
+@pytest.mark.step("errors")
 @pytest.mark.parametrize("num_heads", [5, 0, -3, 24])
 def test_heads_that_do_not_share_the_width_out_evenly_are_an_error(gpt, num_heads):
     message = f"num_heads.*{num_heads}"

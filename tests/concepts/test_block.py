@@ -33,6 +33,7 @@ def assert_same(ours, theirs, tolerance):
 # Norms.
 
 
+@pytest.mark.step("norm")
 def test_layer_norm_divides_by_the_biased_deviation(gpt):
     # mean 1, variance (1 + 1 + 1 + 9) / 4 = 3; with eps = 1 inside the root the deviation is sqrt(3 + 1) = 2.
     # The unbiased variance is 4 and would give sqrt 5; eps outside the root sqrt(3) + 1.
@@ -44,6 +45,7 @@ def test_layer_norm_divides_by_the_biased_deviation(gpt):
     assert gpt.layer_norm(x, gain, shift, eps=1.0).tolist() == [4.5, 5.0, 5.5, 14.0]
 
 
+@pytest.mark.step("norm")
 def test_the_eps_of_gpt2_is_a_hundred_thousandth(gpt):
     # Scaled so that the variance is 1e-5 = eps: the output is half a root, 1 / sqrt 2, of what it would be without.
     x = math.sqrt(1e-5 / 3) * torch.tensor([-1.0, -1.0, -1.0, 3.0], dtype=F64)
@@ -52,6 +54,7 @@ def test_the_eps_of_gpt2_is_a_hundred_thousandth(gpt):
     close(gpt.layer_norm(x, torch.ones(4)), expected, 1e-14)
 
 
+@pytest.mark.step("norm")
 def test_a_new_layer_norm_leaves_mean_zero_and_variance_one(gpt):
     torch.manual_seed(0)
     norm = gpt.LayerNorm(64)
@@ -80,6 +83,7 @@ def test_the_equation_the_layer_pytorch_and_numpy_agree_on_layer_norm(gpt, n):
         assert_same(results[0], result, 1e-10)  # worst measured: 7.2e-13
 
 
+@pytest.mark.step("norm")
 def test_layer_norm_ignores_shift_and_scale(gpt):
     torch.manual_seed(2)
     norm, x = gpt.LayerNorm(16, eps=0.0).to(F64), torch.randn(3, 16, dtype=F64)
@@ -126,6 +130,7 @@ def test_on_centred_vectors_the_two_norms_are_one(gpt):
     close(gpt.LayerNorm(16).to(F64)(x), gpt.RMSNorm(16).to(F64)(x), 1e-14)  # measured: 2.2e-16
 
 
+@pytest.mark.step("norm")
 def test_a_layer_norm_without_bias_has_none(gpt):
     norm, x = gpt.LayerNorm(4, bias=False), torch.tensor([0.0, 0.0, 0.0, 4.0])
     assert [name for name, _ in norm.named_parameters()] == ["weight"]
@@ -143,6 +148,7 @@ def erf_gelu(x):
     return x * 0.5 * math.erfc(-x / math.sqrt(2))
 
 
+@pytest.mark.step("feed-forward")
 def test_gpt2_uses_the_tanh_gelu(gpt):
     # At 2.70 the exact one is 4.7e-4 away; for weights that were trained with the tanh form that is an error.
     points = [-6.0, -2.7, -0.752, -1e-3, 0.0, 0.5, 1.0, 2.7, 6.0]
@@ -204,6 +210,7 @@ def test_a_gelu_nobody_knows_is_an_error(gpt):
 # The feed-forward network and the block.
 
 
+@pytest.mark.step("feed-forward")
 def test_the_feed_forward_network_and_all_its_gradients_are_those_of_numpy(gpt):
     for bias in (True, False):
         torch.manual_seed(7)
@@ -223,6 +230,7 @@ def test_the_feed_forward_network_and_all_its_gradients_are_those_of_numpy(gpt):
             close(parameter.grad, gradients[name], 1e-12)
 
 
+@pytest.mark.step("feed-forward")
 def test_the_feed_forward_network_takes_each_token_by_itself(gpt):
     torch.manual_seed(8)
     layer, x = gpt.FeedForward(6).to(F64), torch.randn(1, 5, 6, dtype=F64)
@@ -235,6 +243,7 @@ def test_the_feed_forward_network_takes_each_token_by_itself(gpt):
         close(layer(x[:, t]), layer(x)[:, t], 1e-14)  # measured: 1.1e-16
 
 
+@pytest.mark.step("block")
 def test_a_block_normalizes_what_each_part_reads_and_adds_what_it_writes(gpt):
     # Pre-norm: the stream itself is never normalized.
     block, x = random_block(gpt), 4 + torch.randn(2, 7, 12, dtype=F64)
@@ -244,6 +253,7 @@ def test_a_block_normalizes_what_each_part_reads_and_adds_what_it_writes(gpt):
     close(block(x), stream, 1e-12)  # measured: 4.4e-15
 
 
+@pytest.mark.step("block")
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_block_and_all_its_gradients_are_those_of_numpy(gpt, bias):
     block = random_block(gpt, seed=1, bias=bias)
@@ -261,6 +271,7 @@ def test_a_block_and_all_its_gradients_are_those_of_numpy(gpt, bias):
         close(parameter.grad, gradients[name], 1e-12)
 
 
+@pytest.mark.step("block")
 def test_the_residual_path_hands_on_values_and_gradients_unchanged(gpt):
     # With nothing written to the stream, a stack of blocks is the identity, and so is its Jacobian, at any depth.
     blocks = [random_block(gpt, seed) for seed in range(6)]
@@ -278,6 +289,7 @@ def test_the_residual_path_hands_on_values_and_gradients_unchanged(gpt):
     close(gradient, pull)
 
 
+@pytest.mark.step("block")
 def test_a_block_never_looks_ahead(gpt):
     block, x = random_block(gpt, seed=2), torch.randn(2, 8, 12, dtype=F64)
     changed = x.clone()
@@ -286,6 +298,7 @@ def test_a_block_never_looks_ahead(gpt):
     assert not torch.isclose(block(x)[:, 4:], block(changed)[:, 4:]).all(-1).any()
 
 
+@pytest.mark.step("dropout")
 def test_evaluation_has_no_dropout_and_training_has(gpt):
     block, x = random_block(gpt, seed=3, dropout=0.5), torch.randn(2, 7, 12, dtype=F64)
     without = gpt.Block(small_config(gpt)).to(F64)

@@ -38,19 +38,23 @@ def assert_distribution(actual, expected):
     close(actual, torch.tensor(expected, dtype=torch.float64), 1e-14)
 
 
+@pytest.mark.step("sampling")
 def test_temperature_one_is_the_softmax(gpt):
     assert_distribution(gpt.next_token_probabilities(HALVES), [0.5, 0.25, 0.125, 0.125])
 
 
+@pytest.mark.step("sampling")
 def test_temperature_half_squares_the_odds(gpt):
     # p^2 = 1/4, 1/16, 1/64, 1/64: sum 22/64
     assert_distribution(gpt.next_token_probabilities(HALVES, temperature=0.5), [16 / 22, 4 / 22, 1 / 22, 1 / 22])
 
 
+@pytest.mark.step("sampling")
 def test_temperature_zero_puts_everything_on_the_largest(gpt):
     assert_distribution(gpt.next_token_probabilities(HALVES, temperature=0), [1, 0, 0, 0])
 
 
+@pytest.mark.step("sampling")
 def test_temperature_near_zero_tends_to_greedy_without_overflow(gpt):
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         cold = gpt.next_token_probabilities(HALVES.to(dtype), temperature=1e-300)
@@ -73,10 +77,12 @@ def test_entropy_grows_with_temperature(gpt):
     assert entropies[-1] < math.log(50)
 
 
+@pytest.mark.step("sampling")
 def test_top_k_keeps_the_k_likeliest_and_renormalises(gpt):
     assert_distribution(gpt.next_token_probabilities(HALVES, top_k=2), [2 / 3, 1 / 3, 0, 0])
 
 
+@pytest.mark.step("sampling")
 def test_top_k_keeps_exactly_k_among_equals(gpt):
     assert_distribution(gpt.next_token_probabilities(HALVES, top_k=3), [4 / 7, 2 / 7, 1 / 7, 0])
 
@@ -85,6 +91,7 @@ def test_top_k_beyond_the_vocabulary_keeps_all(gpt):
     assert_distribution(gpt.next_token_probabilities(HALVES, top_k=99), [0.5, 0.25, 0.125, 0.125])
 
 
+@pytest.mark.step("sampling")
 @pytest.mark.parametrize(
     ("top_p", "expected"),
     [
@@ -100,6 +107,7 @@ def test_top_p_keeps_the_smallest_set_that_holds_p(gpt, top_p, expected):
     assert_distribution(gpt.next_token_probabilities(HALVES, top_p=top_p), expected)
 
 
+@pytest.mark.step("sampling")
 def test_top_p_counts_after_temperature_and_top_k(gpt):
     # temperature 1/2: (16, 4, 1, 1)/22; top_k 2: (0.8, 0.2); top_p 0.79 keeps the first
     assert_distribution(gpt.next_token_probabilities(HALVES, 0.5, top_k=2, top_p=0.79), [1, 0, 0, 0])

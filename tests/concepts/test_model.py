@@ -33,6 +33,7 @@ def numpy_gradients(gpt, model, tokens, targets):
 # How it starts.
 
 
+@pytest.mark.step("loss")
 def test_before_training_the_loss_is_that_of_a_uniform_guess(gpt):
     torch.manual_seed(0)
     config = gpt.GPTConfig.tiny()
@@ -43,6 +44,7 @@ def test_before_training_the_loss_is_that_of_a_uniform_guess(gpt):
     close(loss.item(), math.log(config.vocab_size) + 0.013, 0.03)  # measured: 0.001
 
 
+@pytest.mark.step("model")
 def test_weights_start_with_deviation_0_02_and_those_that_write_to_the_stream_with_less(gpt):
     torch.manual_seed(1)
     config = gpt.GPTConfig(context_size=64, vocab_size=500, n_layer=8, n_head=4, n_embd=64)
@@ -69,6 +71,7 @@ def test_the_number_of_parameters_follows_from_the_sizes(gpt, bias):
     assert model.num_parameters() == matrices + gains + biases * bias
 
 
+@pytest.mark.step("model")
 def test_parameters_have_the_names_that_the_guide_uses(gpt):
     block = [
         "attention_norm.weight",
@@ -116,6 +119,7 @@ def test_a_model_without_biases_has_none_and_learns(gpt):
     assert all(p.grad.abs().max() > 0 for p in model.parameters())
 
 
+@pytest.mark.step("model")
 def test_the_model_is_its_parts_in_order(gpt):
     model, tokens = small_gpt(gpt), some_tokens()
     x = model.token_embedding.weight[tokens] + model.position_embedding.weight[: tokens.shape[1]]
@@ -140,6 +144,7 @@ def test_ids_of_32_bits_are_ids_too(gpt):
     close(model(tokens.int(), tokens.int())[1], model(tokens, tokens)[1])
 
 
+@pytest.mark.step("dropout")
 def test_evaluation_has_no_dropout_and_training_has(gpt):
     model, tokens = small_gpt(gpt, dropout=0.5), some_tokens()
     assert not torch.isclose(model(tokens)[0], model(tokens)[0]).all()
@@ -149,6 +154,7 @@ def test_evaluation_has_no_dropout_and_training_has(gpt):
     close(model(tokens)[0], without(tokens)[0], 1e-12)  # measured: 0
 
 
+@pytest.mark.step("dropout")
 def test_the_embeddings_are_dropped_too(gpt):
     model = small_gpt(gpt, dropout=0.25)
     embedded = []
@@ -161,6 +167,7 @@ def test_the_embeddings_are_dropped_too(gpt):
 # Nothing looks ahead.
 
 
+@pytest.mark.step("model")
 def test_the_future_does_not_move_the_past(gpt):
     for bias in (True, False):
         model, tokens = small_gpt(gpt, bias=bias), some_tokens()
@@ -188,6 +195,7 @@ def test_the_past_does_not_learn_from_the_future(gpt):
 # The loss.
 
 
+@pytest.mark.step("loss")
 def test_the_loss_is_the_mean_surprise_at_the_targets(gpt):
     model, tokens = small_gpt(gpt), some_tokens()
     logits, loss = model(tokens[:, :-1], tokens[:, 1:])
@@ -198,6 +206,7 @@ def test_the_loss_is_the_mean_surprise_at_the_targets(gpt):
     close(loss.item(), sum(surprises) / len(surprises), 1e-12)  # measured: 8.9e-16
 
 
+@pytest.mark.step("loss")
 def test_ignored_targets_count_neither_in_the_mean_nor_in_the_gradient(gpt):
     model, tokens, targets = small_gpt(gpt), some_tokens(), some_tokens(seed=2)
     targets[0, 5:] = -100  # a text that ended early
@@ -216,6 +225,7 @@ def test_ignored_targets_count_neither_in_the_mean_nor_in_the_gradient(gpt):
 # The tied head: one table, two uses.
 
 
+@pytest.mark.step("loss")
 def test_the_table_learns_from_both_of_its_uses(gpt):
     model, tokens, targets = small_gpt(gpt), some_tokens(), some_tokens(seed=2)
     expected = numpy_gradients(gpt, model, tokens, targets)
@@ -331,6 +341,7 @@ def test_a_model_can_be_copied_in_the_middle_of_training(gpt):
 # The cache.
 
 
+@pytest.mark.step("cache")
 def test_cached_and_uncached_logits_are_the_same_for_any_cut_into_chunks(gpt):
     for batch in (1, 2):
         model, tokens = small_gpt(gpt), some_tokens(batch)

@@ -69,6 +69,7 @@ def test_sinusoids_are_added_and_not_learned(gpt):
     assert not encoding.state_dict()  # it follows from its sizes
 
 
+@pytest.mark.step("positions")
 def test_learned_positions_are_rows_of_a_table(gpt):
     torch.manual_seed(1)
     encoding, x = gpt.LearnedPositionalEncoding(4, 10), torch.randn(2, 3, 4)
@@ -76,6 +77,7 @@ def test_learned_positions_are_rows_of_a_table(gpt):
     close(encoding(x), x + encoding.weight[:3])
 
 
+@pytest.mark.step("positions")
 def test_a_learned_gradient_reaches_only_the_positions_that_were_used(gpt):
     torch.manual_seed(2)
     encoding, x, pull = gpt.LearnedPositionalEncoding(4, 10), torch.randn(2, 3, 4), torch.randn(2, 3, 4)

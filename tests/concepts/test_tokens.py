@@ -71,6 +71,7 @@ def trained(gpt):
 # --- characters
 
 
+@pytest.mark.step("characters")
 def test_a_character_tokenizer_numbers_the_sorted_characters_of_a_text(gpt):
     tokenizer = gpt.CharTokenizer.from_text("hello")
     assert tokenizer.stoi == {"e": 0, "h": 1, "l": 2, "o": 3}
@@ -82,6 +83,7 @@ def test_a_character_tokenizer_numbers_the_sorted_characters_of_a_text(gpt):
     assert tokenizer.decode([]) == ""
 
 
+@pytest.mark.step("errors")
 def test_unknown_characters_are_named_but_at_most_ten(gpt):
     tokenizer = gpt.CharTokenizer.from_text("abc")
     with pytest.raises(ValueError, match=r"'\\n', 'é'$"):
@@ -110,6 +112,7 @@ def test_a_character_vocabulary_of_an_empty_text_is_refused(gpt):
 # --- pre-tokens
 
 
+@pytest.mark.step("byte pairs")
 @pytest.mark.parametrize(
     ("text", "pieces"),
     [
@@ -134,6 +137,7 @@ def test_the_pattern_splits_as_gpt2_does(gpt, text, pieces):
     assert gpt.tokens.pretokenize(text) == pieces
 
 
+@pytest.mark.step("byte pairs")
 def test_pre_tokens_keep_every_character(gpt):
     rng = random.Random(1)
     for _ in range(300):
@@ -144,6 +148,7 @@ def test_pre_tokens_keep_every_character(gpt):
 # --- learning the merges
 
 
+@pytest.mark.step("byte pairs")
 def test_merges_of_a_short_word_worked_by_hand(gpt):
     # a a a b d a a a b a c: aa occurs 4 times. Then aa|a and a|b occur twice: a|b is first in byte order.
     # aa ab d aa ab a c: aa|ab occurs twice. aaab d aaab a c: every pair occurs once, a|c is first.
@@ -151,6 +156,7 @@ def test_merges_of_a_short_word_worked_by_hand(gpt):
     assert learned == [((b"a", b"a"), 4), ((b"a", b"b"), 2), ((b"aa", b"ab"), 2), ((b"a", b"c"), 1)]
 
 
+@pytest.mark.step("byte pairs")
 def test_merges_of_a_small_dictionary_worked_by_hand(gpt):
     # The dictionary of Sennrich et al. 2016, section 3.2, here without an end-of-word symbol.
     learned = list(gpt.tokens.learn_merges({b"low": 5, b"lower": 2, b"newest": 6, b"widest": 3}))
@@ -192,6 +198,7 @@ def naive_merges(word_counts):
             words[word] = [token[0] if isinstance(token, tuple) else token for token in merged]
 
 
+@pytest.mark.step("byte pairs")
 @pytest.mark.parametrize("seed", range(40))
 def test_incremental_training_equals_counting_again_at_every_step(gpt, seed):
     rng = random.Random(seed)
@@ -271,6 +278,7 @@ def test_training_refuses_documents_that_are_not_text(gpt):
 # --- encoding and decoding
 
 
+@pytest.mark.step("byte pairs")
 def test_merges_apply_in_the_order_in_which_they_were_learned(gpt):
     ranks = {(b"b", b"c"): 0, (b"a", b"b"): 1}
     assert gpt.tokens.apply_merges(b"abc", ranks) == [b"a", b"bc"]

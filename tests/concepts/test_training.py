@@ -35,6 +35,7 @@ def weights(model):
 # --- the schedule, in closed form
 
 
+@pytest.mark.step("schedule")
 def test_the_schedule_climbs_in_a_line_and_falls_in_a_half_cosine(gpt):
     rates = [gpt.cosine_schedule(step, peak=4.0, warmup=3, total=11, floor=1.0) for step in range(13)]
     assert rates[:3] == [1.0, 2.0, 3.0]
@@ -48,6 +49,7 @@ def test_the_schedule_climbs_in_a_line_and_falls_in_a_half_cosine(gpt):
 # --- the optimizer
 
 
+@pytest.mark.step("optimizer")
 def test_only_matrices_and_embeddings_are_decayed(gpt):
     model = small_model(gpt)
     decayed, kept = gpt.adamw(model, weight_decay=0.3).param_groups

@@ -1,37 +1,45 @@
-"""The how-to guide: its blocks, put together, are a file that passes every check that the guide names."""
+"""The how-to guide: its solutions, put together, are a file that passes every step that the guide checks."""
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
+
+import pytest
 
 from docs.tools.guides import ROOT
+from gpt.lessons.check import check
+from gpt.lessons.steps import STEPS
 
-GUIDE = ROOT / "HOW_TO_CODE_GUIDE.md"
-# Runs several selections of tests in one process, since starting PyTorch takes longer than most of them.
-RUNNER = """
-import sys, shlex, pytest
-for line in sys.stdin.read().splitlines():
-    print(line, "->", int(pytest.main(["-p", "no:cacheprovider", *shlex.split(line)])))
-"""
+TEXT = (ROOT / "HOW_TO_CODE_GUIDE.md").read_text()
 
 
-def test_the_file_of_the_guide_passes_the_tests_that_it_names(tmp_path):
-    text = GUIDE.read_text()
-    blocks = re.findall(r"```python\n(# my_gpt\.py.*?)```", text, re.DOTALL)
-    assert len(blocks) == 8
+@pytest.fixture(scope="module")
+def solution(tmp_path_factory):
+    """The guide's blocks as a file."""
+    blocks = re.findall(r"```python\n(# my_gpt\.py.*?)```", TEXT, re.DOTALL)
+    assert len(blocks) == 17
     program = "\n\n".join(blocks)
-    assert sum(line.strip() != "" for line in program.splitlines()) < 150
-    (tmp_path / "my_gpt.py").write_text(program)
-    commands = re.findall(r"python -m pytest (tests/.* -k .*)", text)
-    assert len(commands) == 7
-    lines = [shlex.join(shlex.split(command)).replace("my_gpt.py", str(tmp_path / "my_gpt.py")) for command in commands]
-    done = subprocess.run(
-        [sys.executable, "-c", RUNNER], input="\n".join(lines), capture_output=True, text=True, cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    codes = re.findall(r"-> (\d)$", done.stdout, re.MULTILINE)
-    assert codes == ["0"] * len(commands), done.stdout + done.stderr
+    assert sum(line.strip() != "" for line in program.splitlines()) < 300
+    path = tmp_path_factory.mktemp("how_to") / "my_gpt.py"
+    path.write_text(program)
+    return path
+
+
+def test_the_solutions_of_the_guide_pass_every_step(solution):
+    report = check(solution)
+    assert {r.step.key: (r.status, r.red) for r in report.results if r.status != "passed" and not r.step.optional} == {}
+    assert report.green
+    assert {"CharTokenizer", "apply_merges", "GPT", "train", "KVCache", "load_pretrained"} <= report.used
+
+
+def test_the_guide_has_every_step_in_order():
+    titles = re.findall(r"^## Step (\d+) · (.*)$", TEXT, re.MULTILINE)
+    assert [int(number) for number, _ in titles] == list(range(1, len(STEPS) + 1))
+    commands = re.findall(r"gpt check --step (\d+)$", TEXT, re.MULTILINE)
+    assert [int(number) for number in commands] == list(range(1, len(STEPS) + 1))
+
+
+def test_nothing_is_written_in_the_starter():
+    report = check(ROOT / "exercises" / "my_gpt.py")
+    assert {result.status for result in report.results} <= {"missing", "waiting"}
+    assert not report.used
