@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import pytest
@@ -90,7 +91,7 @@ def check(file: str | Path, only: Iterable[str] = ()) -> Report:
     return Report(Path(file), list(results.values()), recorder.used)
 
 
-def _run(file: Path) -> object:
+def _run(file: Path) -> ModuleType:
     try:
         return learners_module(file)
     except ValueError as error:

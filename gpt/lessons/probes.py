@@ -107,7 +107,7 @@ def loss(gpt: Any, B: int, T: int, ignore: bool = False) -> Answers:
     if ignore:
         targets[0, 0] = -100
     mean = layer(tokens, targets)[1]
-    gradient = torch.autograd.grad(mean, layer.token_embedding.weight)[0]
+    gradient = torch.autograd.grad(mean, layer.get_parameter("token_embedding.weight"))[0]
     return {"loss": mean.detach(), "gradient of the table": gradient}
 
 
