@@ -84,8 +84,8 @@ def learn(options: Options, device: torch.device) -> None:
     from gpt.training import History, adamw, cosine_schedule, train
 
     if options.batch_size < distributed.world_size():
-        raise ValueError(f"--batch-size must be at least 1 for each of {distributed.world_size()} processes, "
-                         f"got {options.batch_size}")  # fmt: skip
+        least = f"{distributed.world_size()}, a window for each process"
+        raise ValueError(f"--batch-size must be at least {least}, got {options.batch_size}")
     data = material(options.text, tokenizer_of(options))
     torch.manual_seed(options.seed)
     model = make_model(options, data.tokenizer.vocab_size)

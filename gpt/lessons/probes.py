@@ -49,33 +49,33 @@ def filled(gpt: Any, name: str, *sizes: Any) -> nn.Module:
     return mine.eval()
 
 
-def attention(gpt: Any, T: int, d: int, H: int = 1, masked: bool = True, scale: float = 1.0) -> Answers:
+def probe_attention(gpt: Any, T: int, d: int, H: int = 1, masked: bool = True, scale: float = 1.0) -> Answers:
     query, key, value = numbers(3, 1, H, T, d)
     mask = torch.ones(T, T, dtype=torch.bool).tril() if masked else None
     output, weights = gpt.scaled_dot_product_attention(scale * query, key, value, mask)
     return {"weights": weights, "output": output}
 
 
-def mask(gpt: Any, queries: int, keys: int) -> Answers:
+def probe_mask(gpt: Any, queries: int, keys: int) -> Answers:
     return {"mask": gpt.causal_mask(queries, keys)}
 
 
-def heads(gpt: Any, B: int, T: int, H: int, d_head: int) -> Answers:
+def probe_heads(gpt: Any, B: int, T: int, H: int, d_head: int) -> Answers:
     sizes = (H * d_head, H, T)
     layer = filled(gpt, "CausalSelfAttention", *sizes)
     return {"output": layer(numbers(B, T, H * d_head))}
 
 
-def norm(gpt: Any, n: int, scale: float = 1.0) -> Answers:
+def probe_norm(gpt: Any, n: int, scale: float = 1.0) -> Answers:
     layer = filled(gpt, "LayerNorm", n)
     return {"output": layer(scale * numbers(2, n))}
 
 
-def gelu(gpt: Any, n: int) -> Answers:
+def probe_gelu(gpt: Any, n: int) -> Answers:
     return {"output": gpt.GELU()(3 * numbers(n))}
 
 
-def feed_forward(gpt: Any, d: int) -> Answers:
+def probe_feed_forward(gpt: Any, d: int) -> Answers:
     return {"output": filled(gpt, "FeedForward", d)(numbers(1, 2, d))}
 
 
@@ -83,24 +83,24 @@ def _config(T: int, H: int, d: int, N: int) -> package.GPTConfig:
     return package.GPTConfig(vocab_size=5, context_size=T, n_layer=N, n_head=H, n_embd=d)
 
 
-def block(gpt: Any, T: int, H: int, d: int) -> Answers:
+def probe_block(gpt: Any, T: int, H: int, d: int) -> Answers:
     config = _config(T, H, d, 1)
     return {"output": filled(gpt, "Block", config)(numbers(2, T, d))}
 
 
-def positions(gpt: Any, T: int, d: int) -> Answers:
+def probe_positions(gpt: Any, T: int, d: int) -> Answers:
     layer = filled(gpt, "LearnedPositionalEncoding", d, T + 1)
     return {"output": layer(numbers(2, T, d))}
 
 
-def model(gpt: Any, B: int, T: int, H: int, d: int, N: int) -> Answers:
+def probe_model(gpt: Any, B: int, T: int, H: int, d: int, N: int) -> Answers:
     config = _config(T + 1, H, d, N)
     layer = filled(gpt, "GPT", config)
     tokens = torch.arange(B * T).view(B, T) * 3 % 5
     return {"logits": layer(tokens)[0]}
 
 
-def loss(gpt: Any, B: int, T: int, ignore: bool = False) -> Answers:
+def probe_loss(gpt: Any, B: int, T: int, ignore: bool = False) -> Answers:
     config = _config(T, 1, 4, 1)
     layer = filled(gpt, "GPT", config)
     tokens, targets = torch.arange(B * T).view(B, T) * 3 % 5, torch.arange(B * T).view(B, T) * 2 % 5
@@ -111,17 +111,17 @@ def loss(gpt: Any, B: int, T: int, ignore: bool = False) -> Answers:
     return {"loss": mean.detach(), "gradient of the table": gradient}
 
 
-def sampling(gpt: Any, **settings: Any) -> Answers:
+def probe_sampling(gpt: Any, **settings: Any) -> Answers:
     logits = torch.tensor([[2.0, 1.0, 0.5, 0.5, -1.0]], dtype=torch.float64)
     return {"probabilities": gpt.next_token_probabilities(logits, **settings)}
 
 
-def schedule(gpt: Any, steps: tuple[int, ...]) -> Answers:
+def probe_schedule(gpt: Any, steps: tuple[int, ...]) -> Answers:
     rates = [gpt.cosine_schedule(step, 1.0, 4, 12, 0.1) for step in steps]
     return {"rates": torch.tensor(rates, dtype=torch.float64)}
 
 
-def optimizer(gpt: Any) -> Answers:
+def probe_optimizer(gpt: Any) -> Answers:
     layer = nn.Linear(2, 2).double()
     groups = gpt.adamw(layer, lr=0.1, weight_decay=0.5).param_groups
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -137,11 +137,11 @@ READABLE = (
 )
 
 PROBES = {
-    "positions": [Probe("LearnedPositionalEncoding", positions, ({"T": 1, "d": 1}, {"T": 2, "d": 2}))],
+    "positions": [Probe("LearnedPositionalEncoding", probe_positions, ({"T": 1, "d": 1}, {"T": 2, "d": 2}))],
     "attention": [
         Probe(
             "scaled_dot_product_attention",
-            attention,
+            probe_attention,
             (
                 {"T": 1, "d": 1},
                 {"T": 2, "d": 1, "masked": False},
@@ -155,13 +155,15 @@ PROBES = {
     ],
     "mask": [
         Probe(
-            "causal_mask", mask, tuple({"queries": q, "keys": k} for q, k in ((1, 1), (2, 2), (3, 3), (1, 3), (2, 3)))
+            "causal_mask",
+            probe_mask,
+            tuple({"queries": q, "keys": k} for q, k in ((1, 1), (2, 2), (3, 3), (1, 3), (2, 3))),
         )
     ],
     "heads": [
         Probe(
             "CausalSelfAttention",
-            heads,
+            probe_heads,
             (
                 {"B": 1, "T": 1, "H": 1, "d_head": 1},
                 {"B": 1, "T": 2, "H": 1, "d_head": 2},
@@ -171,16 +173,16 @@ PROBES = {
             ),
         )
     ],
-    "norm": [Probe("LayerNorm", norm, ({"n": 1}, {"n": 2}, {"n": 4}, {"n": 4, "scale": 1e-3}))],
+    "norm": [Probe("LayerNorm", probe_norm, ({"n": 1}, {"n": 2}, {"n": 4}, {"n": 4, "scale": 1e-3}))],
     "feed-forward": [
-        Probe("GELU", gelu, ({"n": 1}, {"n": 5})),
-        Probe("FeedForward", feed_forward, ({"d": 1}, {"d": 2})),
+        Probe("GELU", probe_gelu, ({"n": 1}, {"n": 5})),
+        Probe("FeedForward", probe_feed_forward, ({"d": 1}, {"d": 2})),
     ],
-    "block": [Probe("Block", block, ({"T": 1, "H": 1, "d": 2}, {"T": 3, "H": 2, "d": 4}))],
+    "block": [Probe("Block", probe_block, ({"T": 1, "H": 1, "d": 2}, {"T": 3, "H": 2, "d": 4}))],
     "model": [
         Probe(
             "GPT",
-            model,
+            probe_model,
             (
                 {"B": 1, "T": 1, "H": 1, "d": 2, "N": 1},
                 {"B": 1, "T": 2, "H": 1, "d": 2, "N": 1},
@@ -189,12 +191,14 @@ PROBES = {
         )
     ],
     "loss": [
-        Probe("GPT", loss, ({"B": 1, "T": 1}, {"B": 1, "T": 2}, {"B": 2, "T": 3}, {"B": 2, "T": 3, "ignore": True}))
+        Probe(
+            "GPT", probe_loss, ({"B": 1, "T": 1}, {"B": 1, "T": 2}, {"B": 2, "T": 3}, {"B": 2, "T": 3, "ignore": True})
+        )
     ],
     "sampling": [
         Probe(
             "next_token_probabilities",
-            sampling,
+            probe_sampling,
             (
                 {},
                 {"temperature": 0.5},
@@ -209,7 +213,7 @@ PROBES = {
         )
     ],
     "schedule": [
-        Probe("cosine_schedule", schedule, ({"steps": (0,)}, {"steps": (0, 3, 4, 5)}, {"steps": (8, 11, 12, 20)}))
+        Probe("cosine_schedule", probe_schedule, ({"steps": (0,)}, {"steps": (0, 3, 4, 5)}, {"steps": (8, 11, 12, 20)}))
     ],
-    "optimizer": [Probe("adamw", optimizer, ({},))],
+    "optimizer": [Probe("adamw", probe_optimizer, ({},))],
 }

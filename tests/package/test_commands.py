@@ -211,7 +211,7 @@ def test_a_multibyte_character_is_shown_when_it_is_whole(gpt, capsys, monkeypatc
         (["train", "no-such-text"], "no-such-text"),
         (["train", "TEXT", "--tokenizer", "words"], "--tokenizer must be char, gpt2, bpe:MERGES"),
         (["train", "TEXT", "--n-head", "3"], "n_embd must be divisible by n_head"),
-        (["train", "TEXT", "--batch-size", "0"], "batch_size"),
+        (["train", "TEXT", "--batch-size", "0"], "--batch-size"),
         (["train", "TEXT", "--context-size", "2000"], "context_size"),
         (["train", "TEXT", "--steps", "0"], "n_steps must be at least 1"),
         (["train", "TEXT", "--device", "tpu"], "tpu"),

@@ -295,7 +295,7 @@ def test_more_processes_than_sequences_are_refused(place, capsys, monkeypatch):
 
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
     assert main(["train", str(place / "my.txt"), "--batch-size", "2", "--out", str(place / "none")]) == 2
-    assert "--batch-size must be at least 1 for each of 3 processes, got 2" in capsys.readouterr().err
+    assert "--batch-size must be at least 3, a window for each process, got 2" in capsys.readouterr().err
     with pytest.raises(ValueError, match="a batch must have a sequence for each of 3 processes, got 2"):
         distributed.own_rows(torch.zeros(2, 8))
 
