@@ -274,7 +274,7 @@ def tokens_that_hide_the_wire(flops: float, link: float, sharded: bool = False) 
 
 def cards_that_share_a_block(config: GPTConfig, flops: float, link: float) -> float:
     """Claim (10.18), 2 bytes a number: over how many cards a block may be cut before its sums take longer than it."""
-    return 9 * config.n_embd * link / (2 * flops)
+    return 1 + 9 * config.n_embd * link / (2 * flops)
 
 
 def _seconds(function: Callable[[], object], device: torch.device) -> float:

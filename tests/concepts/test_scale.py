@@ -333,9 +333,11 @@ def test_the_wire_hides_behind_the_tokens_that_take_as_long(gpt):
         wire = volume / 2 * gpt.scale.ring_seconds(10**9, 2 * parameters, 0, link)
         close(6 * parameters * n / flops, wire, 1e-6)
     config = gpt.GPTConfig.gpt2_xl()
+    link = 7 * 2 * flops / (9 * config.n_embd)
     cards = gpt.scale.cards_that_share_a_block(config, flops, link)
-    work = 72 * config.n_embd**2 / (cards * flops)  # of a token
-    close(work, 4 * gpt.scale.ring_seconds(10**9, 2 * config.n_embd, 0, link), 1e-12)
+    close(cards, 8.0, 1e-12)
+    work = 72 * config.n_embd**2 / (8 * flops)  # of a token
+    close(work, 4 * gpt.scale.ring_seconds(8, 2 * config.n_embd, 0, link), 1e-20)
 
 
 @pytest.mark.parametrize(
