@@ -43,18 +43,6 @@ def run_folder(gpt, text_file, tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def command(gpt, capsys):
-    """Run one command line; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        code = gpt.__main__.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def test_train_leaves_a_model_its_record_and_a_curve(gpt, run_folder, text_file):
     record = json.loads((run_folder / "best" / "record.json").read_text())
     assert record["command"].startswith(f"python -m gpt train {text_file} --preset tiny")

@@ -58,16 +58,6 @@ def sources(tmp_path):
     return [tmp_path / "a.txt", tmp_path / "b.txt"]
 
 
-@pytest.fixture
-def command(gpt, capsys):
-    def run(*arguments):
-        code = gpt.__main__.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 def whole(tokenizer, paths):
     """The ids of each whole file, and its end."""
     return [

@@ -32,18 +32,6 @@ XL, SMALL, H100 = GPTConfig.gpt2_xl(), GPTConfig.gpt2_small(), CARDS["h100"]
 BATCH = 512  # sequences of 1,024 tokens
 
 
-@pytest.fixture
-def command(gpt, capsys):
-    """Run one command line; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        code = gpt.__main__.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
 # Memory and traffic
 
 
