@@ -318,13 +318,3 @@ def keep_freed_memory() -> bool:
     # nothing is handed back, and the heap grows with room to spare.
     switches = ((-3, 2**31 - 1), (-1, -1), (-2, 2**26))
     return mallopt is not None and all(mallopt(*switch) == 1 for switch in switches)
-
-
-def compiled(model: Model) -> Model:
-    """Let torch.compile translate the model's forward pass at its first call, in place, and return the model.
-
-    Its class, its methods and the names in its `state_dict` stay; `hidden` and `head`, which generation calls, stay as
-    they are. The translation takes a C++ compiler and up to a minute, so it is never done unasked.
-    """
-    model.compile()
-    return model

@@ -375,16 +375,3 @@ def test_an_error_within_a_step_leaves_the_threads_as_they_were(gpt):
         assert torch.get_num_threads() == before + 1
     finally:
         torch.set_num_threads(before)
-
-
-# compiled: another way to run, the same model.
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit")  # PyTorch's own compiler still uses it
-def test_compiling_changes_neither_a_models_class_nor_its_names(gpt):
-    model = a_model(gpt)
-    names = list(model.state_dict())
-    assert gpt.kernels.compiled(model) is model
-    assert list(model.state_dict()) == names
-    assert isinstance(model, gpt.GPT)
-    assert model._compiled_call_impl is not None
