@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt.lessons.check import IMPLEMENTATION
 from gpt.lessons.learner import Implementation, learners_module
 from tests import skips
 from tests.shapes import check_shapes
@@ -23,7 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--implementation", metavar="FILE", help="a Python file whose names replace the package's")
 
 
-IMPLEMENTATION = pytest.StashKey[Implementation]()
 USED = pytest.StashKey[set[str]]()
 
 

@@ -34,6 +34,11 @@ class Implementation:
         self._own = own
         self.written = {} if own is None else written_in(own)
         self.used: set[str] = set()
+        self.offered: set[str] | None = None  # of the file, the names that may be taken; None: all
+
+    def has(self, name: str) -> bool:
+        """Whether the learner's file defines this name, and it may be taken."""
+        return name in self.written and (self.offered is None or name in self.offered)
 
     def take(self, name: str) -> Any:
         """The learner's function or class of this name. KeyError if the file does not define it."""
@@ -42,7 +47,7 @@ class Implementation:
         return value
 
     def __getattr__(self, name: str) -> Any:
-        if name in self.written:
+        if self.has(name):
             return self.take(name)
         found = _find(name)
         if self._own is None or not isinstance(found, ModuleType):
@@ -57,7 +62,7 @@ class _LookedThrough:
         self._implementation, self._module = implementation, module
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._implementation.written and hasattr(self._module, name):
+        if self._implementation.has(name) and hasattr(self._module, name):
             return self._implementation.take(name)
         return getattr(self._module, name)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import sys
 
 import pytest
 
 from docs.tools.guides import ROOT
+from gpt.commands import check as commands_check
 from gpt.lessons import diagnosis
 from gpt.lessons.bugs import planted
 from gpt.lessons.learner import Implementation, learners_module
@@ -202,3 +204,109 @@ def test_a_step_tells_its_own_bugs_apart(key):
 
 def test_every_probe_belongs_to_a_step():
     assert set(PROBES) <= {step.key for step in STEPS}
+
+
+def test_every_bug_and_step_names_a_section_of_the_guide():
+    sections = set(re.findall(r"^### (\d+\.\d+) ", (ROOT / "DEEP_THEORY_GUIDE.md").read_text(), re.MULTILINE))
+    assert {bug.guide for bug in diagnosis.BUGS} | {step.guide for step in STEPS} <= sections
+
+
+# The command.
+
+
+@pytest.fixture
+def checking(command, capsys):
+    """As `command`, for one that ends by SystemExit."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            command("check", *arguments)
+        return end.value.code, capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def file_with(tmp_path):
+    """my_gpt.py: the solution up to this step of the guide, with a change."""
+
+    def write(last, old="", new=""):
+        blocks = re.split(r"(?=# my_gpt\.py, step)", SOLUTION)[1:]
+        text = "".join(block for block in blocks if int(re.search(r"step (\d+)", block)[1]) <= last)
+        assert text.count(old) == 1 or not old
+        path = tmp_path / "my_gpt.py"
+        path.write_text(text.replace(old, new) if old else text)
+        return path
+
+    yield write
+    sys.modules.pop("learners_my_gpt", None)
+
+
+def test_a_green_step_is_said_and_kept(command, file_with):
+    path = file_with(5)
+    code, out, _ = command("check", path, "--step", 4)
+    assert (code, "the attention equation" in out, "green, 8 tests" in out) == (0, True, True)
+    assert "checked from my_gpt.py: scaled_dot_product_attention" in out
+    assert json.loads(path.with_suffix(".progress.json").read_text())["green"] == ["attention"]
+
+
+def test_a_red_step_shows_the_numbers_the_cause_and_the_section(checking, file_with):
+    path = file_with(5, " / math.sqrt(query.shape[-1])", "")
+    code, out = checking(path, "--step", "attention")
+    assert code == 1
+    for said in ("Step 4, the attention equation, is red", "T=2, d=2", "your weights", "0.16294    0.83706",
+                 "exactly what one gets with no scale.", "right: query / math.sqrt(query.shape[-1])",
+                 "DEEP_THEORY_GUIDE.md, 3.4"):  # fmt: skip
+        assert said in out
+    assert not path.with_suffix(".progress.json").exists()
+
+
+def test_a_grader_gets_every_step(checking, file_with):
+    path = file_with(6, ".tril(keys - queries)", ".tril(keys - queries + 1)")
+    code, out = checking(path, "--step", 6, "--json")
+    found = json.loads(out)
+    assert (code, found["green"]) == (1, False)
+    assert [(s["step"], s["status"]) for s in found["steps"]] == [(4, "passed"), (5, "failed"), (6, "waiting")]
+    assert found["steps"][1]["cause"] == [["a mask that is off by one"]]
+    assert found["steps"][2]["waits_for"] == ["the causal mask"]
+
+
+def test_two_hints_and_then_the_package(command, file_with):
+    path = file_with(1)
+    said = [command("check", path, "--step", 5, "--hint")[1] for _ in range(3)]
+    assert "hint 1 of 2" in said[0]
+    assert "hint 2 of 2" in said[1]
+    assert "gpt/attention.py: causal_mask" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "named"),
+    [
+        ("1 / 0", (), "my_gpt.py, line 1: ZeroDivisionError"),
+        ("x = (", (), "my_gpt.py, line 1: SyntaxError"),
+        ("", ("--step", 99), "--step must be 1..21, got 99"),
+        ("", ("--step", "atention"), "step must be one of characters"),
+    ],
+)
+def test_a_file_that_cannot_be_checked_is_one_line(command, file_with, text, arguments, named):
+    path = file_with(0)
+    path.write_text(text)
+    code, _, error = command("check", path, *arguments)
+    assert (code, named in error, error.count("\n")) == (2, True, 1)
+
+
+def test_watching_ends_with_q_and_shows_the_list(command, file_with, monkeypatch):
+    pressed = iter(["l", "h", "q"])
+    monkeypatch.setattr(commands_check, "saved_or_pressed", lambda file: next(pressed))
+    code, out, _ = command("check", file_with(5), "--step", 5, "--watch")
+    assert code == 0
+    assert out.count("the causal mask") == 3  # checked, listed, hinted
+    assert "hint 1 of 2" in out
+    assert re.search(r"the causal mask +green\n", out)
+
+
+def test_what_is_only_imported_is_not_written(learner):
+    own = learner(
+        "from torch.nn import LayerNorm, GELU\n\ndef causal_mask(queries, keys):\n    raise NotImplementedError\n"
+    )
+    assert own.written == {}

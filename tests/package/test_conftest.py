@@ -129,3 +129,29 @@ def test_a_whole_file_that_is_skipped_counts(tmp_path):
 
 def test_every_allowed_reason_says_why():
     assert all(ALLOWED.values())
+
+
+# What a run with a learner's file says.
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("", 1, "checked from my_gpt.py: NOTHING: all of this tested the package"),
+        (
+            "import torch\n\ndef attention():\n    return 1\n\n"
+            "def causal_mask(queries, keys):\n"
+            "    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)\n",
+            0,
+            "checked from my_gpt.py: causal_mask\ndefined there, but asked for by none of these tests: attention",
+        ),
+    ],
+)
+def test_a_run_says_what_it_has_checked(tmp_path, text, code, said, workers):
+    path = tmp_path / "my_gpt.py"
+    path.write_text(text)
+    line = [sys.executable, "-m", "pytest", "tests/concepts/test_attention.py", "-k", "causal_mask_lets", "-q",
+            f"--numprocesses={workers}", "-p", "no:cacheprovider", f"--implementation={path}"]  # fmt: skip
+    ran = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, said in ran.stdout) == (code, True), ran.stdout
