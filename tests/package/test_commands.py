@@ -505,9 +505,10 @@ def test_resume_without_a_checkpoint_says_so(command, text_file, tmp_path):
 # --- a run that is cut off
 
 
-def heeds_a_closed_terminal():
-    """Also where the tests themselves run under nohup."""
+def heeds_its_terminal():
+    """Also where the tests themselves run under nohup, or behind a `&`, which ignores Ctrl-C."""
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -517,7 +518,7 @@ def training(text_file, tmp_path):
     def start(**streams):
         arguments = ["train", text_file, *TINY, "--steps", 100_000, "--log-interval", 5, "--out", tmp_path / "run"]
         program = [sys.executable, "-u", "-m", "gpt", *map(str, arguments)]
-        process = subprocess.Popen(program, preexec_fn=heeds_a_closed_terminal, **streams)
+        process = subprocess.Popen(program, preexec_fn=heeds_its_terminal, **streams)
         while not (tmp_path / "run" / ".lock").exists():
             assert process.poll() is None
             time.sleep(0.05)
@@ -615,7 +616,7 @@ def test_a_signal_ends_a_command_with_128_and_its_number(signal_name):
         pytest.skip("Windows has other signals")
     line = [sys.executable, "-m", "gpt", "generate", "--prompt", "ROMEO:", "--tokens", "1000000"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(line, preexec_fn=heeds_a_closed_terminal, text=True, **streams)
+    process = subprocess.Popen(line, preexec_fn=heeds_its_terminal, text=True, **streams)
     assert process.stdout is not None
     assert process.stdout.read(8).startswith("ROMEO:")  # it is drawing now
     process.send_signal(number)
