@@ -134,12 +134,12 @@ def test_every_allowed_reason_says_why():
 # What a run with a learner's file says.
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    ("text", "code", "said"),
+    ("workers", "text", "code", "said"),
     [
-        ("", 1, "checked from my_gpt.py: NOTHING: all of this tested the package"),
+        (0, "", 1, "checked from my_gpt.py: NOTHING: all of this tested the package"),
         (
+            2,  # the names come from the workers of pytest-xdist
             "import torch\n\ndef attention():\n    return 1\n\n"
             "def causal_mask(queries, keys):\n"
             "    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)\n",
@@ -148,7 +148,7 @@ def test_every_allowed_reason_says_why():
         ),
     ],
 )
-def test_a_run_says_what_it_has_checked(tmp_path, text, code, said, workers):
+def test_a_run_says_what_it_has_checked(tmp_path, workers, text, code, said):
     path = tmp_path / "my_gpt.py"
     path.write_text(text)
     line = [sys.executable, "-m", "pytest", "tests/concepts/test_attention.py", "-k", "causal_mask_lets", "-q",
