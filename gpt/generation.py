@@ -109,7 +109,7 @@ class Sampling:
         if logits.dim() < 1 or logits.shape[-1] == 0:
             raise ValueError(f"logits must have the shape [..., V] with V at least 1, got {list(logits.shape)}")
         if self.repetition_penalty not in (None, 1):
-            logits = _penalised(logits, seen, self.repetition_penalty)
+            logits = _penalised(logits, seen, float(self.repetition_penalty))
         if not logits.amax(dim=-1).isfinite().all():
             raise ValueError("logits must have a finite largest value in each row, got nan, inf or only -inf")
         return logits

@@ -133,6 +133,12 @@ def test_the_repetition_penalty_divides_positive_logits_and_multiplies_negative_
     close(actual, torch.tensor([[1.0, -2.0, 1.0, 0.0]], dtype=torch.float64).softmax(-1), 1e-15)
 
 
+def test_a_penalty_of_more_digits_than_an_int64_has_is_a_number_too(gpt):
+    logits, seen = torch.tensor([[2.0, 1.0, 0.0]]), torch.tensor([[0]])
+    settings = (gpt.Sampling(repetition_penalty=10**20), gpt.Sampling(repetition_penalty=1e20))
+    close(*(setting.probabilities(logits, seen) for setting in settings))
+
+
 def test_every_setting_agrees_with_transformers(gpt):
     """Its processors in its own order. Ours keep the smaller id among equals, so the logits are all different."""
     from transformers.generation import logits_process as theirs

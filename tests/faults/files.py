@@ -197,6 +197,8 @@ def fault_in(message: str, path: Path) -> str:
     if "\n" in message:
         return "more than one line"
     named = path.name in message or (not path.exists() and path.parent.name in message)
+    # A changed pattern may be a valid one that skips characters. Only a text shows it: the message names it.
+    named = named or (path.suffix == ".json" and "must match every character" in message)
     return "" if named else f"does not name {path.name}"
 
 
